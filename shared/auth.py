@@ -1,0 +1,139 @@
+"""Tokens: who calls, proven by a signature. The only file that imports python-jose.
+
+A token is never trusted for how it wants to be verified: the algorithm and the required claims are fixed here, and
+whatever goes wrong inside the library ends as UnauthorizedError.
+"""
+
+import base64
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from jose import jwt
+from jose.backends import ECKey, HMACKey
+
+from shared.errors import UnauthorizedError
+from shared.ids import new_id
+
+ALGORITHM: Final = "HS256"
+ISSUER: Final = "payment-system"
+USER_AUDIENCE: Final = "payment-system-api"
+ACCESS: Final = "access"
+SERVICE: Final = "service"
+MAX_TOKEN_BYTES: Final = 4096
+LEEWAY_SECONDS: Final = 30
+SERVICE_TOKEN_SECONDS: Final = 60
+ROLES: Final = frozenset({"user", "merchant", "admin"})
+
+_REQUIRED: Final = ("exp", "iat", "iss", "aud", "sub", "jti")
+
+# python-jose falls back to pure Python back ends when `cryptography` is missing; those are not wanted here.
+for _key in (ECKey, HMACKey):
+    if _key is None or "cryptography" not in _key.__module__:
+        raise ImportError("python-jose must run on its cryptography back end.")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A person whose access token was verified."""
+
+    user_id: UUID
+    role: str
+
+
+class UserTokens:
+    """Access tokens of people, signed by user-service and verified by every service."""
+
+    def __init__(self, secret: str, expire_seconds: int = 15 * 60) -> None:
+        self._secret = secret
+        self.expire_seconds = expire_seconds
+
+    def issue(self, user_id: UUID, role: str) -> str:
+        """An access token for this person, valid for `expire_seconds`."""
+        return _sign(self._secret, ACCESS, str(user_id), USER_AUDIENCE, self.expire_seconds, {"role": role})
+
+    def verify(self, token: str) -> Principal:
+        """Who the token speaks for; raises UnauthorizedError."""
+        claims = _verify(self._secret, token, ACCESS, USER_AUDIENCE)
+        role = claims.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise UnauthorizedError
+        try:
+            return Principal(UUID(claims["sub"]), role)
+        except ValueError:
+            raise UnauthorizedError from None
+
+
+class ServiceTokens:
+    """Tokens by which one service shows another who it is; the callee is the audience."""
+
+    def __init__(self, secret: str, service: str) -> None:
+        self._secret = secret
+        self._service = service
+        self._issued: dict[str, tuple[str, float]] = {}
+
+    def issue(self, audience: str) -> str:
+        """A token for calls to `audience`; one is used for half of its life."""
+        token, fresh_until = self._issued.get(audience, ("", 0.0))
+        if time.monotonic() >= fresh_until:
+            token = _sign(self._secret, SERVICE, self._service, audience, SERVICE_TOKEN_SECONDS, {})
+            self._issued[audience] = (token, time.monotonic() + SERVICE_TOKEN_SECONDS / 2)
+        return token
+
+    def verify(self, token: str) -> str:
+        """The name of the calling service; raises UnauthorizedError."""
+        return str(_verify(self._secret, token, SERVICE, self._service)["sub"])
+
+
+def bearer_token(authorization: str) -> str:
+    """The token of an `Authorization: Bearer …` header's value; raises UnauthorizedError."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError
+    return token
+
+
+def _sign(secret: str, kind: str, subject: str, audience: str, expire_seconds: int, more: dict[str, str]) -> str:
+    now = int(time.time())
+    claims = {
+        "iss": ISSUER,
+        "aud": audience,
+        "sub": subject,
+        "typ": kind,
+        "iat": now,
+        "exp": now + expire_seconds,
+        "jti": str(new_id()),
+    } | more
+    return jwt.encode(claims, secret, algorithm=ALGORITHM)
+
+
+def _verify(secret: str, token: str, kind: str, audience: str) -> dict[str, Any]:
+    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+        raise UnauthorizedError
+    try:
+        _check_header(token)
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            secret,
+            algorithms=[ALGORITHM],
+            audience=audience,
+            issuer=ISSUER,
+            options={"leeway": LEEWAY_SECONDS} | {f"require_{claim}": True for claim in _REQUIRED},
+        )
+    except Exception:  # noqa: BLE001 - whatever a hostile token breaks, the answer is 401
+        raise UnauthorizedError from None
+    if claims.get("typ") != kind or not isinstance(claims["aud"], str):
+        raise UnauthorizedError
+    if claims["iat"] > time.time() + LEEWAY_SECONDS:
+        raise UnauthorizedError
+    return claims
+
+
+def _check_header(token: str) -> None:
+    """Only the header that this module writes is accepted: no `jwk`, `jku`, `kid`, `crit` or other algorithm."""
+    encoded = token.split(".", 1)[0]
+    header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    if header != {"alg": ALGORITHM, "typ": "JWT"}:
+        raise UnauthorizedError

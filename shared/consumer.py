@@ -1,0 +1,88 @@
+"""Kafka consumers: an offset is committed after the effect, so every message is handled at least once."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from pydantic import ValidationError
+
+from shared.events import Envelope
+from shared.settings import DatabaseSettings
+from shared.kafka import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics
+
+POLL_MS: Final = 1000
+MAX_RECORDS: Final = 500
+MAX_BACKOFF_SECONDS: Final = 10.0
+
+Handler = Callable[[Envelope], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+
+class Consumer:
+    """Hands the events of `topics` to `handle`, in each partition's order, until cancelled."""
+
+    def __init__(self, settings: DatabaseSettings, topics: Sequence[str], handle: Handler) -> None:
+        self._servers = settings.kafka_bootstrap_servers
+        self._group = settings.kafka_topic_prefix + settings.service
+        self._topics = [settings.kafka_topic_prefix + topic for topic in topics]
+        self._replication_factor = settings.kafka_replication_factor
+        self._handle = handle
+
+    async def run(self) -> None:
+        """Consume through any outage; what was not committed is read again."""
+        backoff = 0.5
+        while True:
+            try:
+                await self._consume()
+            except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
+                _log.warning("consumer interrupted: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+    async def check(self) -> None:
+        """Raises when no broker answers within a second."""
+        await check_brokers(self._servers)
+
+    async def _consume(self) -> None:
+        await ensure_topics(self._servers, self._topics, self._replication_factor)
+        consumer = AIOKafkaConsumer(
+            *self._topics,
+            bootstrap_servers=self._servers,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=MAX_RECORDS,
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                await consumer.start()
+            while True:
+                batches = await consumer.getmany(timeout_ms=POLL_MS)
+                for records in batches.values():
+                    for record in records:
+                        await self._handle_record(record)
+                if batches:
+                    await consumer.commit()
+        finally:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                    await consumer.stop()
+
+    async def _handle_record(self, record: Any) -> None:
+        try:
+            envelope = Envelope.model_validate_json(record.value or b"")
+        except ValidationError as error:
+            _log.error(
+                "message passed over: topic %s, partition %s, offset %s: %s",
+                record.topic,
+                record.partition,
+                record.offset,
+                error.errors(include_input=False, include_url=False)[0]["msg"],
+            )
+            return
+        await self._handle(envelope)

@@ -1,0 +1,277 @@
+"""Postgres: the unit of work, the hot path's connections, migrations and roles."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import asyncpg
+from alembic import command, context
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, MetaData, pool, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from shared.settings import DatabaseSettings, SettingsError
+
+POOL_SIZE: Final = 8
+CONNECT_TIMEOUT_SECONDS: Final = 3.0
+COMMAND_TIMEOUT_SECONDS: Final = 5.0
+POOL_TIMEOUT_SECONDS: Final = 3.0
+MAX_ATTEMPTS: Final = 3
+
+# The server's own bounds, so that a frozen client or a lost network never keeps a lock.
+_SERVER_BOUNDS: Final = {
+    "statement_timeout": "5000",
+    "lock_timeout": "3000",
+    "idle_in_transaction_session_timeout": "10000",
+}
+_MIGRATION_LOCK: Final = 0x7061796D  # "paym"
+
+if TYPE_CHECKING:  # generic in the stubs only
+    Asyncpg = asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | asyncpg.Connection[asyncpg.Record]
+else:
+    Asyncpg = asyncpg.Connection
+Result = TypeVar("Result")
+
+
+class Database:
+    """One service's way to its schema; every connection takes the service's own role.
+
+    `transaction()` is the unit of work of ordinary code, `batch()` that of the set-based hot path, which talks to
+    asyncpg itself.
+    """
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._url = settings.postgres_url()
+        self._server_settings = _SERVER_BOUNDS | {
+            "role": settings.role,
+            "search_path": settings.schema_name,
+            "application_name": settings.service,
+        }
+        self._engine = create_async_engine(
+            self._url,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            pool_recycle=1800,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_SECONDS,
+                "command_timeout": COMMAND_TIMEOUT_SECONDS,
+                "server_settings": self._server_settings,
+            },
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Make the hot path's pool; connections follow when they are needed."""
+        self._pool = await asyncpg.create_pool(
+            **self._asyncpg_arguments(), min_size=0, max_size=POOL_SIZE, command_timeout=COMMAND_TIMEOUT_SECONDS
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._pool is not None:
+            self._pool.terminate()
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session whose work is committed at the end of the block, or rolled back whole by an exception."""
+        async with _translated(), self._sessions.begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def batch(self) -> AsyncIterator[Asyncpg]:
+        """An asyncpg connection in a transaction that ends with the block."""
+        if self._pool is None:
+            raise RuntimeError("open() comes first")
+        async with (
+            _translated(),
+            self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS) as connection,
+            connection.transaction(),
+        ):
+            yield connection
+
+    async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        """A connection of one's own, outside the pool, for what holds a session-level lock."""
+        async with _translated():
+            return await asyncpg.connect(**self._asyncpg_arguments(), command_timeout=COMMAND_TIMEOUT_SECONDS)
+
+    async def check(self) -> None:
+        """Raises when the database does not answer within a second."""
+        async with asyncio.timeout(1.0), self.transaction() as session:
+            await session.execute(text("select 1"))
+
+    def _asyncpg_arguments(self) -> dict[str, Any]:
+        return {
+            "host": self._url.host,
+            "port": self._url.port,
+            "user": self._url.username,
+            "password": self._url.password,
+            "database": self._url.database,
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "server_settings": self._server_settings,
+        }
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """A database that is gone, frozen or shutting down becomes ConnectionError, whichever layer noticed."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _GONE):
+            raise ConnectionError("the database is not available") from error
+        raise
+    except _GONE as error:
+        raise ConnectionError("the database is not available") from error
+
+
+_GONE: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InterfaceError,
+    asyncpg.LockNotAvailableError,
+)
+
+
+async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run `work`, a whole transaction, again after a deadlock or serialization failure; three times at most."""
+    for attempt in range(1, MAX_ATTEMPTS):
+        try:
+            return await work()
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+            await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 - jitter, not a secret
+    return await work()
+
+
+# ---------------------------------------------------------------------------------------- migrations
+
+
+async def migrate(settings: DatabaseSettings, folder: Path) -> None:
+    """Bring the service's schema up to date; of several processes one migrates and the others wait."""
+    await _on_migration_connection(settings, lambda connection: _upgrade(connection, folder))
+
+
+async def require_current_schema(settings: DatabaseSettings, folder: Path) -> None:
+    """Raises SettingsError when the schema is behind the code."""
+
+    def compare(connection: Connection) -> None:
+        options = {"version_table_schema": settings.schema_name}
+        found = MigrationContext.configure(connection, opts=options).get_current_heads()
+        wanted = ScriptDirectory.from_config(_alembic_config(folder)).get_heads()
+        if set(found) != set(wanted):
+            raise SettingsError(
+                f"The schema {settings.schema_name} is not at this code's revision; "
+                f"run `alembic upgrade head` in {folder.name} first."
+            )
+
+    await _on_migration_connection(settings, compare)
+
+
+def run_migrations(settings: DatabaseSettings, metadata: MetaData) -> None:
+    """What every service's `migrations/env.py` does; makes the service's schema and role when they are missing."""
+
+    def migrate_on(connection: Connection) -> None:
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            version_table_schema=settings.schema_name,
+            include_schemas=True,
+            include_name=lambda name, kind, _: kind != "schema" or name == settings.schema_name,
+            transaction_per_migration=True,
+        )
+        connection.execute(text("set lock_timeout = '5s'"))
+        connection.execute(text(f"select pg_advisory_lock({_MIGRATION_LOCK})"))
+        connection.execute(text(f"create schema if not exists {settings.schema_name}"))
+        for statement in _role_statements(settings):
+            connection.execute(text(statement))
+        connection.commit()
+        try:
+            with context.begin_transaction():
+                context.run_migrations()
+        finally:
+            connection.execute(text(f"select pg_advisory_unlock({_MIGRATION_LOCK})"))
+            connection.commit()
+
+    given: Connection | None = context.config.attributes.get("connection")
+    if given is not None:
+        migrate_on(given)
+    else:
+        asyncio.run(_on_migration_connection(settings, migrate_on))
+
+
+def _upgrade(connection: Connection, folder: Path) -> None:
+    config = _alembic_config(folder)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _alembic_config(folder: Path) -> Config:
+    config = Config(folder / "alembic.ini")
+    config.set_main_option("script_location", str(folder / "migrations"))
+    return config
+
+
+async def _on_migration_connection(settings: DatabaseSettings, work: Callable[[Connection], None]) -> None:
+    """Run `work` on a connection of the login user itself, who owns the schema."""
+    engine = create_async_engine(
+        settings.postgres_url(), poolclass=pool.NullPool, connect_args={"timeout": CONNECT_TIMEOUT_SECONDS}
+    )
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(work)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise SettingsError(_unreachable(settings.postgres_url(), error)) from error
+    finally:
+        await engine.dispose()
+
+
+def _unreachable(url: URL, error: Exception) -> str:
+    return (
+        f"PostgreSQL at {url.host}:{url.port} cannot be used as {url.username} ({type(error).__name__}: {error}); "
+        "check the POSTGRES_* settings, or start one with `make infra`."
+    )
+
+
+def _role_statements(settings: DatabaseSettings) -> list[str]:
+    """The role is shared by all databases of a server, so another one may be making it at the same moment."""
+    role, schema = settings.role, settings.schema_name
+    return [
+        f"""
+        do $$
+        begin
+            if not exists (select from pg_roles where rolname = '{role}') then
+                create role {role} nologin;
+            end if;
+        exception when duplicate_object or unique_violation then null;
+        end $$
+        """,
+        f"""
+        do $$
+        begin
+            set local role {role};
+            reset role;
+        exception when insufficient_privilege then
+            grant {role} to current_user;
+        end $$
+        """,
+        f"grant usage on schema {schema} to {role}",
+    ]
+
+
+async def prepare_schema(settings: DatabaseSettings, folder: Path) -> None:
+    """At a service's start: migrate in development; elsewhere that is a step of its own, and only checked."""
+    if settings.environment == "development":
+        await migrate(settings, folder)
+    else:
+        await require_current_schema(settings, folder)

@@ -1,0 +1,175 @@
+"""Domain events: CloudEvents 1.0 in structured JSON, and the data of each type."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.http.context import current_context
+from shared.ids import new_id
+
+
+class EventData(BaseModel):
+    """What one type of event says; amounts are integer minor units of `currency`."""
+
+    model_config = ConfigDict(frozen=True)
+    type: ClassVar[str]
+    topic: ClassVar[str]
+
+
+class UserRegistered(EventData):
+    """Somebody registered."""
+
+    type = "users.registered.v1"
+    topic = "users.events"
+    user_id: UUID
+    email: str
+    phone: str
+    first_name: str
+    last_name: str
+    role: str
+
+
+class WalletCreated(EventData):
+    """A person has a wallet in one more currency."""
+
+    type = "wallets.created.v1"
+    topic = "wallets.events"
+    wallet_id: UUID
+    user_id: UUID
+    currency: str
+
+
+class PostedEntry(BaseModel):
+    """One wallet's side of a posting, with its balance and version after it."""
+
+    model_config = ConfigDict(frozen=True)
+    wallet_id: UUID
+    user_id: UUID
+    amount_minor: int
+    balance_minor: int
+    version: int
+
+
+class WalletsPosted(EventData):
+    """Money moved in the ledger. System accounts are not listed."""
+
+    type = "wallets.posted.v1"
+    topic = "wallets.events"
+    posting_id: UUID
+    currency: str
+    entries: list[PostedEntry]
+
+
+class TransactionEvent(EventData):
+    """Common to what is said of a transaction."""
+
+    transaction_id: UUID
+    transaction_type: Literal["deposit", "transfer"]
+    user_id: UUID
+    payee_user_id: UUID | None
+    from_wallet_id: UUID | None
+    to_wallet_id: UUID | None
+    amount_minor: int
+    currency: str
+
+
+class TransactionPending(TransactionEvent):
+    """A transaction waits for somebody else's answer."""
+
+    type = "transactions.pending.v1"
+    topic = "transactions.events"
+
+
+class TransactionCompleted(TransactionEvent):
+    """A transaction is done: the money has moved."""
+
+    type = "transactions.completed.v1"
+    topic = "transactions.events"
+
+
+class TransactionFailed(TransactionEvent):
+    """A transaction was refused for good: no money has moved."""
+
+    type = "transactions.failed.v1"
+    topic = "transactions.events"
+    failure_code: str
+
+
+class PaymentEvent(EventData):
+    """Common to what is said of a provider operation."""
+
+    payment_id: UUID
+    transaction_id: UUID
+    kind: Literal["charge", "refund"]
+    provider: str
+    amount_minor: int
+    currency: str
+
+
+class PaymentSucceeded(PaymentEvent):
+    """The provider confirmed the operation."""
+
+    type = "payments.succeeded.v1"
+    topic = "payments.events"
+    provider_reference: str
+
+
+class PaymentDeclined(PaymentEvent):
+    """The provider declined the operation."""
+
+    type = "payments.declined.v1"
+    topic = "payments.events"
+    decline_code: str
+
+
+class Envelope(BaseModel):
+    """A CloudEvent. `sequence` counts the subject's events from 1 without gaps."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    specversion: Literal["1.0"] = "1.0"
+    id: UUID
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    sequence: int = Field(ge=1)
+    traceparent: str
+    requestid: str
+    actor: str
+    data: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingEvent:
+    """An event on its way into an outbox: `payload` is the whole CloudEvent as JSON."""
+
+    id: UUID
+    topic: str
+    key: str
+    payload: str
+
+    @classmethod
+    def of(cls, data: EventData, *, subject: UUID, sequence: int, actor: str) -> Self:
+        """Wrap `data` about the aggregate `subject`; `actor` is the user's id or the service that acted."""
+        context = current_context()
+        envelope = Envelope(
+            id=new_id(),
+            source=data.topic.partition(".")[0],
+            type=data.type,
+            subject=str(subject),
+            time=datetime.now(UTC),
+            sequence=sequence,
+            traceparent=context.traceparent,
+            requestid=context.request_id,
+            actor=actor,
+            data=data.model_dump(mode="json"),
+        )
+        return cls(envelope.id, data.topic, str(subject), envelope.model_dump_json())
+
+
+TOPICS: Sequence[str] = ("users.events", "wallets.events", "transactions.events", "payments.events")

@@ -1,0 +1,1 @@
+"""HTTP as every service speaks it: limits, strict JSON, problem documents, deadlines, calls to neighbours."""

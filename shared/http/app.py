@@ -1,0 +1,174 @@
+"""The FastAPI application that every service starts from."""
+
+import copy
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CollectorRegistry
+from starlette.responses import JSONResponse
+
+from shared.auth import Principal, ServiceTokens, UserTokens, bearer_token
+from shared.errors import AppError, UnauthorizedError
+from shared.http.edge import BODY_TIMEOUT_SECONDS, Edge
+from shared.http.json_body import decode_json
+from shared.http.problems import PROBLEM_SCHEMA, install_problem_handlers, problems
+from shared.metrics import HttpMetrics, metrics_response
+
+Check = Callable[[], Awaitable[None]]
+
+_bearer = HTTPBearer(auto_error=False, description="The `access_token` that `POST /users/login` answers.")
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON body is decoded by `decode_json`: exact numbers, clear refusals."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def handle_strictly(request: Request) -> Response:
+            decoded = _DecodedRequest(request.scope, request.receive)
+            await decoded.decode()
+            return await handle(decoded)
+
+        return handle_strictly
+
+
+class _DecodedRequest(Request):
+    _value: Any = None
+
+    async def decode(self) -> None:
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise AppError("content_type_unsupported", 415, "Send the body as application/json.")
+        self._value = decode_json(await self.body())
+
+    async def json(self) -> Any:
+        return self._value
+
+
+def strict_router(tag: str) -> APIRouter:
+    """A router for a service's public or internal operations."""
+    return APIRouter(route_class=StrictRoute, tags=[tag])
+
+
+def create_api(
+    *,
+    title: str,
+    description: str,
+    version: str,
+    registry: CollectorRegistry,
+    checks: dict[str, Check],
+    essential: frozenset[str],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    trust_deadline: bool = True,
+    body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+) -> FastAPI:
+    """A FastAPI application with limits, problem documents, metrics and health.
+
+    `checks` say whether a dependency answers (they raise when not); without one of the `essential` ones the service
+    is down (503), without another it is degraded and works on (200).
+    """
+    app = FastAPI(title=title, description=description, version=version, lifespan=lifespan, redoc_url=None)
+    install_problem_handlers(app)
+    app.add_middleware(
+        Edge,
+        metrics=HttpMetrics(registry),
+        trust_deadline=trust_deadline,
+        body_timeout_seconds=body_timeout_seconds,
+    )
+    app.include_router(_health_router(checks, essential))
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return metrics_response(registry)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=title, version=version, description=description, routes=app.routes)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas["Problem"] = copy.deepcopy(PROBLEM_SCHEMA)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def user_of(tokens: UserTokens) -> Any:
+    """A dependency's type: the person whose access token came with the request."""
+
+    async def authenticate(
+        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> Principal:
+        return tokens.verify(bearer_token(_single_header(request, "authorization")))
+
+    return Depends(authenticate)
+
+
+def service_of(tokens: ServiceTokens) -> Any:
+    """A dependency that lets other services in, and nobody else."""
+
+    async def authenticate(request: Request) -> str:
+        return tokens.verify(bearer_token(_single_header(request, "authorization")))
+
+    return Depends(authenticate)
+
+
+def _single_header(request: Request, name: str) -> str:
+    values = request.headers.getlist(name)
+    if len(values) != 1:
+        raise UnauthorizedError
+    return values[0]
+
+
+def _health_router(checks: dict[str, Check], essential: frozenset[str]) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    async def statuses() -> dict[str, str]:
+        found = {}
+        for name, check in checks.items():
+            try:
+                await check()
+                found[name] = "up"
+            except Exception:  # noqa: BLE001 - a dependency may be out in any way; the answer is its state
+                found[name] = "down"
+        return found
+
+    @router.get("/health", summary="This service and what it depends on", responses=problems())
+    async def health() -> Response:
+        found = await statuses()
+        down = {name for name, state in found.items() if state == "down"}
+        status = "down" if down & essential else "degraded" if down else "ok"
+        return JSONResponse({"status": status, "dependencies": found}, 503 if status == "down" else 200)
+
+    @router.get("/health/live", include_in_schema=False)
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/health/ready", include_in_schema=False)
+    async def ready() -> Response:
+        for name in essential:
+            await checks[name]()
+        return JSONResponse({"status": "ok"})
+
+    return router
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Repeat a call under the same key and it is done once.",
+        examples=["rent-2026-11"],
+    ),
+]

@@ -1,0 +1,74 @@
+"""Calls to a neighbouring service: pooled, authenticated, bounded by what is left of the request's time."""
+
+import json
+from typing import Any, Final
+
+import aiohttp
+
+from shared.auth import ServiceTokens
+from shared.http.context import (
+    DEADLINE_HEADER,
+    REQUEST_ID_HEADER,
+    TRACEPARENT_HEADER,
+    current_context,
+    seconds_left,
+)
+
+MAX_CONNECTIONS: Final = 32
+CALL_TIMEOUT_SECONDS: Final = 5.0
+
+
+class ServiceCallError(Exception):
+    """No answer that counts: whether the call had its effect is unknown."""
+
+
+class ServiceClient:
+    """Posts JSON to one service's `/internal` operations. `open()` and `close()` belong to the lifespan."""
+
+    def __init__(self, service: str, base_url: str, tokens: ServiceTokens) -> None:
+        self._service = service
+        self._base_url = base_url
+        self._tokens = tokens
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the connection pool; needs a running event loop."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connection pool."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, path: str, payload: Any) -> Any:
+        """The decoded JSON of a 200 answer; anything else raises ServiceCallError: unknown, never a no."""
+        if self._session is None:
+            raise RuntimeError("open() comes first")
+        timeout = min(CALL_TIMEOUT_SECONDS, seconds_left())
+        if timeout <= 0:
+            raise ServiceCallError(f"no time left to call {self._service}")
+        context = current_context()
+        try:
+            async with self._session.post(
+                self._base_url + path,
+                data=json.dumps(payload).encode(),
+                headers={
+                    "Content-Type": "application/json",
+                    "Authorization": f"Bearer {self._tokens.issue(self._service)}",
+                    REQUEST_ID_HEADER: context.request_id,
+                    TRACEPARENT_HEADER: context.traceparent,
+                    DEADLINE_HEADER: str(int(timeout * 1000)),
+                },
+                timeout=aiohttp.ClientTimeout(total=timeout),
+                allow_redirects=False,
+            ) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise ServiceCallError(f"{self._service} answered {response.status}")
+                return json.loads(body)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise ServiceCallError(f"{self._service} did not answer: {type(error).__name__}") from error

@@ -1,0 +1,64 @@
+"""What is known about the request being handled, wherever the code is: its id, its trace, its deadline."""
+
+import asyncio
+import re
+import secrets
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from shared.ids import new_id
+
+DEFAULT_DEADLINE_SECONDS: Final = 10.0
+
+REQUEST_ID_HEADER: Final = "X-Request-Id"
+TRACEPARENT_HEADER: Final = "traceparent"
+DEADLINE_HEADER: Final = "X-Deadline-Ms"
+
+_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """`traceparent` is W3C Trace Context; `deadline` is an instant of the event loop's clock, in seconds."""
+
+    request_id: str
+    traceparent: str
+    deadline: float
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
+
+
+def enter_context(
+    request_id: str = "", traceparent: str = "", seconds: float = DEFAULT_DEADLINE_SECONDS
+) -> RequestContext:
+    """Begin a request's or a background job's context; what is missing or malformed is made anew."""
+    context = RequestContext(
+        request_id=request_id if _SANE_REQUEST_ID.fullmatch(request_id) else str(new_id()),
+        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+        deadline=asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS),
+    )
+    _current.set(context)
+    return context
+
+
+def current_context() -> RequestContext:
+    """The context of the request in hand; outside any request a fresh one is begun."""
+    return _current.get() or enter_context()
+
+
+def seconds_left() -> float:
+    """What remains of the current request's time; zero or less when it is over."""
+    return current_context().deadline - asyncio.get_running_loop().time()
+
+
+def _new_traceparent() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def peek_request_id() -> str | None:
+    """The id of the request in hand, if there is one."""
+    context = _current.get()
+    return context.request_id if context else None

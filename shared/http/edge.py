@@ -1,0 +1,129 @@
+"""The outermost layer of every service: request id, size, encoding and time limits, plain headers."""
+
+import asyncio
+import logging
+import urllib.parse
+from time import perf_counter
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.errors import AppError
+from shared.http.context import (
+    DEADLINE_HEADER,
+    DEFAULT_DEADLINE_SECONDS,
+    REQUEST_ID_HEADER,
+    TRACEPARENT_HEADER,
+    enter_context,
+)
+from shared.http.problems import problem_response
+from shared.metrics import HttpMetrics
+
+MAX_BODY_BYTES: Final = 64 * 1024
+BODY_TIMEOUT_SECONDS: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class Edge:
+    """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it)."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: HttpMetrics,
+        *,
+        trust_deadline: bool,
+        body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._trust_deadline = trust_deadline
+        self._body_timeout_seconds = body_timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        context = enter_context(
+            headers.get(REQUEST_ID_HEADER, ""), headers.get(TRACEPARENT_HEADER, ""), self._deadline_seconds(headers)
+        )
+        body = _BoundedBody(receive, self._body_timeout_seconds)
+        started_at = perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out[REQUEST_ID_HEADER] = context.request_id
+                out.setdefault("Cache-Control", "no-store")
+                out.setdefault("X-Content-Type-Options", "nosniff")
+                if status in {408, 413}:
+                    out["Connection"] = "close"  # what is left of the body is not read
+            await send(message)
+
+        try:
+            _check_head(scope, headers)
+            await self._app(scope, body.receive, send_with_headers)
+        except AppError as error:
+            if status:
+                raise
+            await problem_response(error, scope)(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("unexpected error")
+            if status:
+                raise
+            unexpected = AppError("internal_error", 500, "Something went wrong on our side.")
+            await problem_response(unexpected, scope)(scope, receive, send_with_headers)
+        finally:
+            self._metrics.observe(scope, status, perf_counter() - started_at)
+
+    def _deadline_seconds(self, headers: Headers) -> float:
+        value = headers.get(DEADLINE_HEADER, "")
+        if self._trust_deadline and value.isascii() and value.isdecimal() and len(value) <= 6:
+            return int(value) / 1000
+        return DEFAULT_DEADLINE_SECONDS
+
+
+def _check_head(scope: Scope, headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise AppError("content_encoding_unsupported", 415, "Send the body uncompressed.")
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdecimal()):
+        raise AppError("content_length_invalid", 400, "Content-Length is not a number.")
+    if len(length) > 9 or int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+    if b"\x00" in urllib.parse.unquote_to_bytes(scope.get("raw_path", b"") + b"?" + scope["query_string"]):
+        raise AppError("url_invalid", 400, "The URL contains a NUL character.")
+
+
+def _too_large() -> AppError:
+    return AppError("body_too_large", 413, f"The body is larger than {MAX_BODY_BYTES // 1024} KB.")
+
+
+class _BoundedBody:
+    """A request body that must arrive whole in time and within its size."""
+
+    def __init__(self, receive: Receive, timeout_seconds: float) -> None:
+        self._receive = receive
+        self._ends_at = asyncio.get_running_loop().time() + timeout_seconds
+        self._size = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._ends_at):
+                message = await self._receive()
+        except TimeoutError:
+            raise AppError("body_timeout", 408, "The body did not arrive in time.") from None
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size > MAX_BODY_BYTES:
+            raise _too_large()
+        return message

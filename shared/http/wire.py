@@ -1,0 +1,68 @@
+"""Field types that wire models share."""
+
+import unicodedata
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from shared.money import CURRENCIES, InvalidAmountError, parse_amount
+
+
+def _line(value: str) -> str:
+    """Text of one line: control characters could forge a line in a log, a mail or a terminal."""
+    if any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in value):
+        raise PydanticCustomError("text_invalid", "Must not contain control characters.")
+    return value
+
+
+def _amount(value: Any) -> Decimal:
+    try:
+        return parse_amount(value)
+    except InvalidAmountError as error:
+        raise PydanticCustomError(error.code, "{reason}", {"reason": str(error)}) from None
+
+
+def _currency(value: str) -> str:
+    if value not in CURRENCIES:
+        raise PydanticCustomError("currency_unknown", "Must be an ISO 4217 currency code such as USD.")
+    return value
+
+
+def _utc(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+LineText = Annotated[str, AfterValidator(_line)]
+
+AmountIn = Annotated[
+    Decimal,
+    BeforeValidator(_amount),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]+)?$"},
+            ],
+            "description": "Major units, with no more decimals than the currency has.",
+            "examples": [100.00],
+        }
+    ),
+]
+
+AmountOut = Annotated[str, Field(description="Major units with the currency's decimals.", examples=["100.00"])]
+
+CurrencyCode = Annotated[
+    str, AfterValidator(_currency), Field(description="ISO 4217 code.", examples=["USD"], json_schema_extra={"pattern": "^[A-Z]{3}$"})
+]
+
+UtcTime = Annotated[
+    datetime,
+    PlainSerializer(_utc, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-24T09:30:00.000000Z"]}),
+]
+
+PageLimit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]

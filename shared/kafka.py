@@ -1,0 +1,114 @@
+"""Kafka by aiokafka, with every wait bounded."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+
+from shared.settings import DatabaseSettings
+
+PARTITIONS: Final = 3
+START_TIMEOUT_SECONDS: Final = 10.0
+SEND_TIMEOUT_SECONDS: Final = 30.0
+STOP_TIMEOUT_SECONDS: Final = 3.0
+# A broker's restart takes up to 16 s; a send must outlive it.
+REQUEST_TIMEOUT_MS: Final = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+class EventProducer:
+    """Sends batches in order and waits for every acknowledgement; rebuilt after any failure."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._servers = settings.kafka_bootstrap_servers
+        self._replication_factor = settings.kafka_replication_factor
+        self._idempotent = settings.kafka_producer_idempotence
+        self._prefix = settings.kafka_topic_prefix
+        self._topic = settings.topic
+        self._producer: Any = None
+
+    async def send(self, events: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """Publish `(topic, key, value)` in order; raises when one was not acknowledged (all may be sent again)."""
+        producer = await self._started()
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                acknowledgements = [await producer.send(self._prefix + topic, key=key, value=value) for topic, key, value in events]
+                await asyncio.gather(*acknowledgements)
+        except (KafkaError, TimeoutError, asyncio.CancelledError):
+            await self.close()
+            raise
+
+    async def check(self) -> None:
+        """Raises when no broker answers within a second."""
+        await check_brokers(self._servers)
+
+    async def close(self) -> None:
+        """Stop the producer; one that hangs is abandoned."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                    await producer.stop()
+
+    async def _started(self) -> Any:
+        if self._producer is None:
+            await ensure_topics(self._servers, [self._topic], self._replication_factor)
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._servers,
+                acks="all",
+                enable_idempotence=self._idempotent,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                linger_ms=5,
+            )
+            self._producer = producer
+            try:
+                async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                    await producer.start()
+            except (KafkaError, TimeoutError, asyncio.CancelledError):
+                await self.close()
+                raise
+        return self._producer
+
+
+async def check_brokers(servers: str) -> None:
+    """Raises KafkaConnectionError when no broker accepts a connection within a second."""
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            async with asyncio.timeout(1.0):
+                _, writer = await asyncio.open_connection(host, int(port))
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return
+    raise KafkaConnectionError("no broker answers")
+
+
+async def ensure_topics(servers: str, topics: Sequence[str], replication_factor: int) -> None:
+    """Make the topics that are missing (a first send to one that is not there fails or waits for ever)."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            await admin.start()
+            existing = await admin.list_topics()
+            missing = [
+                NewTopic(name=topic, num_partitions=PARTITIONS, replication_factor=replication_factor)
+                for topic in topics
+                if topic not in existing
+            ]
+            if missing:
+                response = await admin.create_topics(missing)
+                for topic, code, *_ in response.topic_errors:
+                    if code and for_code(code) is not TopicAlreadyExistsError:
+                        raise for_code(code)(f"topic {topic}")
+                _log.info("topics made: %s", ", ".join(topic.name for topic in missing))
+    finally:
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await admin.close()

@@ -1,0 +1,100 @@
+"""A corner of the engines that belongs to one test module or session, and is gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
+from pymongo import MongoClient
+
+from shared.settings import DatabaseSettings, Settings
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class Sandbox:
+    """Own database, Mongo database and topics, by a random suffix."""
+
+    def __init__(self, engines: Mapping[str, str]) -> None:
+        self._suffix = secrets.token_hex(4)
+        self.environment = dict(engines) | {
+            "POSTGRES_DB": f"test_{self._suffix}",
+            "MONGO_DB": f"test_{self._suffix}",
+            "KAFKA_TOPIC_PREFIX": f"test-{self._suffix}-",
+        }
+        self._maintenance_db = engines["POSTGRES_DB"]
+
+    def settings(self, kind: type[SettingsT], **values: Any) -> SettingsT:
+        """Settings of this kind for the sandbox; `values` come on top. No `.env` is read."""
+        given = {name.lower(): value for name, value in self.environment.items()} | values
+        return kind(_env_file=None, **{name: value for name, value in given.items() if name in kind.model_fields})
+
+    async def connect(self, database: str | None = None) -> asyncpg.Connection[asyncpg.Record]:
+        """A connection as the login user, who owns everything."""
+        return await asyncpg.connect(
+            host=self.environment["POSTGRES_HOST"],
+            port=int(self.environment["POSTGRES_PORT"]),
+            user=self.environment["POSTGRES_USER"],
+            password=self.environment["POSTGRES_PASSWORD"],
+            database=database or self.environment["POSTGRES_DB"],
+        )
+
+    async def create(self) -> None:
+        """Make the database; the rest is made by whoever uses it first."""
+        await self._maintain(f"create database {self.environment['POSTGRES_DB']}")
+
+    async def drop(self) -> None:
+        """Remove every trace."""
+        await self._maintain(f"drop database if exists {self.environment['POSTGRES_DB']} with (force)")
+        await asyncio.to_thread(self._drop_mongo)
+        await self._drop_topics()
+
+    def mongo(self) -> MongoClient[dict[str, Any]]:
+        """A synchronous client, for looking at what was written."""
+        login: dict[str, Any] = {}
+        if self.environment.get("MONGO_USER"):
+            login = {"username": self.environment["MONGO_USER"], "password": self.environment["MONGO_PASSWORD"]}
+        host, port = self.environment["MONGO_HOST"], int(self.environment["MONGO_PORT"])
+        return MongoClient(host, port, serverSelectionTimeoutMS=3000, **login)
+
+    async def _maintain(self, statement: str) -> None:
+        connection = await self.connect(self._maintenance_db)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def _drop_mongo(self) -> None:
+        with self.mongo() as client:
+            client.drop_database(self.environment["MONGO_DB"])
+
+    async def _drop_topics(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.environment["KAFKA_BOOTSTRAP_SERVERS"])
+        await admin.start()
+        try:
+            prefix = self.environment["KAFKA_TOPIC_PREFIX"]
+            own = [topic for topic in await admin.list_topics() if topic.startswith(prefix)]
+            if own:
+                await admin.delete_topics(own)
+        finally:
+            await admin.close()
+
+
+@asynccontextmanager
+async def sandbox_on(engines: Mapping[str, str]) -> AsyncIterator[Sandbox]:
+    """A sandbox for the length of the block."""
+    sandbox = Sandbox(engines)
+    await sandbox.create()
+    try:
+        yield sandbox
+    finally:
+        with contextlib.suppress(OSError):
+            await sandbox.drop()
+
+
