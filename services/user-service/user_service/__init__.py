@@ -1,0 +1,1 @@
+"""User management: who there is, and proof of who calls."""
