@@ -1,0 +1,51 @@
+"""wallet-service on a real PostgreSQL, and the people who use it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.testing.sandbox import Sandbox
+from shared.testing.servers import in_process
+from shared.testing.tokens import Person
+from wallet_service.app import create_app
+from wallet_service.settings import WalletSettings
+from wallet_service.testing import LedgerClient, OpenWallet, Rows
+
+
+@pytest.fixture(scope="module")
+async def client(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
+    async with in_process(create_app(sandbox.settings(WalletSettings))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def ledger(client: httpx.AsyncClient) -> LedgerClient:
+    return LedgerClient(client)
+
+
+@pytest.fixture(scope="module")
+async def rows(sandbox: Sandbox, client: httpx.AsyncClient) -> AsyncIterator[Rows]:
+    """SQL around the code, as the owner of the schema."""
+    connection = await sandbox.connect()
+    await connection.execute("set search_path = wallets")
+
+    async def query(sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await connection.fetch(sql, *arguments)]
+
+    yield query
+    await connection.close()
+
+
+@pytest.fixture
+def open_wallet(client: httpx.AsyncClient) -> OpenWallet:
+    async def create(owner: Person, currency: str = "USD") -> str:
+        response = await client.post(
+            "/wallets/create", json={"user_id": str(owner.id), "currency": currency}, headers=owner.headers
+        )
+        assert response.status_code == 201, response.text
+        wallet_id: str = response.json()["id"]
+        return wallet_id
+
+    return create

@@ -1,0 +1,1 @@
+"""Wallets and the ledger: the only place where money is."""

@@ -1,0 +1,58 @@
+"""Composition root of wallet-service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from shared.auth import ServiceTokens, UserTokens
+from shared.background import running
+from shared.database import Database, prepare_schema
+from shared.http.app import create_api
+from shared.logs import configure_logging
+from shared.outbox import Relay
+from shared.settings import load
+from wallet_service.api import internal_router, wallets_router
+from wallet_service.service import Ledger, Wallets
+from wallet_service.settings import WalletSettings
+
+FOLDER: Final = Path(__file__).resolve().parent.parent
+
+
+def create_app(settings: WalletSettings | None = None) -> FastAPI:
+    """wallet-service, ready to be served."""
+    settings = settings or load(WalletSettings)
+    configure_logging(settings.service, settings.log_level)
+    registry = CollectorRegistry()
+    database = Database(settings)
+    relay = Relay(database, settings, registry)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await prepare_schema(settings, FOLDER)
+        await database.open()
+        try:
+            async with running(relay.run):
+                yield
+        finally:
+            await relay.close()
+            await database.close()
+
+    app = create_api(
+        title="Wallet service",
+        description="Wallets in many currencies, and the double-entry ledger behind them.",
+        version="0.1.0",
+        registry=registry,
+        checks={"postgres": database.check} | relay.checks,
+        essential=frozenset({"postgres"}),
+        lifespan=lifespan,
+    )
+    app.include_router(
+        wallets_router(Wallets(database, relay), UserTokens(settings.jwt_secret_key.get_secret_value()))
+    )
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
+    app.include_router(internal_router(Ledger(database, relay), service_tokens))
+    return app

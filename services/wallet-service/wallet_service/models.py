@@ -1,0 +1,72 @@
+"""Tables of the schema `wallets`."""
+
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.outbox import outbox_table
+
+
+class Base(DeclarativeBase):
+    """This service's tables."""
+
+    metadata = sa.MetaData(schema="wallets")
+
+
+class AccountRow(Base):
+    """A person's wallet (`user_id`) or a system account (`name`); `version` counts its entries."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "currency", name="accounts_user_currency"),
+        sa.CheckConstraint("(name is null) <> (user_id is null)", name="accounts_owner"),
+        sa.CheckConstraint("status in ('active', 'frozen', 'closed')", name="accounts_status"),
+        sa.CheckConstraint("held_minor >= 0", name="accounts_held"),
+        sa.CheckConstraint("user_id is null or balance_minor >= held_minor", name="accounts_not_overdrawn"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(sa.Text, unique=True)
+    user_id: Mapped[UUID | None]
+    currency: Mapped[str] = mapped_column(sa.CHAR(3))
+    status: Mapped[str] = mapped_column(sa.Text, server_default="active")
+    balance_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    held_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    version: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    last_entry_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+    created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+
+
+class PostingRow(Base):
+    """What was decided about a transaction, once and for all; applied when `refusal` is null."""
+
+    __tablename__ = "postings"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    refusal: Mapped[str | None] = mapped_column(sa.Text)
+    available_minor: Mapped[int | None] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+
+
+class EntryRow(Base):
+    """One side of a posting. Append-only: triggers refuse UPDATE, DELETE, TRUNCATE and what does not balance."""
+
+    __tablename__ = "entries"
+    __table_args__ = (
+        sa.CheckConstraint("amount_minor <> 0", name="entries_amount"),
+        sa.CheckConstraint("version > 0", name="entries_version"),
+        sa.Index("entries_posting", "posting_id"),
+    )
+
+    account_id: Mapped[UUID] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+    posting_id: Mapped[UUID]
+    amount_minor: Mapped[int] = mapped_column(sa.BigInteger)
+    balance_minor: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
+
+
+metadata = Base.metadata
+outbox = outbox_table(metadata)
