@@ -1,0 +1,1 @@
+"""External providers: charging and paying people's cards and accounts."""

@@ -1,0 +1,58 @@
+"""Composition root of payment-gateway."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from payment_gateway.api import internal_router, payments_router
+from payment_gateway.service import Payments
+from payment_gateway.settings import PaymentSettings
+from payment_gateway.simulator import SandboxProvider
+from shared.auth import ServiceTokens, UserTokens
+from shared.background import running
+from shared.database import Database, prepare_schema
+from shared.http.app import create_api
+from shared.logs import configure_logging
+from shared.outbox import Relay
+from shared.settings import load
+
+FOLDER: Final = Path(__file__).resolve().parent.parent
+
+
+def create_app(settings: PaymentSettings | None = None) -> FastAPI:
+    """payment-gateway, ready to be served."""
+    settings = settings or load(PaymentSettings)
+    configure_logging(settings.service, settings.log_level)
+    registry = CollectorRegistry()
+    database = Database(settings)
+    relay = Relay(database, settings, registry)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await prepare_schema(settings, FOLDER)
+        await database.open()
+        try:
+            async with running(relay.run):
+                yield
+        finally:
+            await relay.close()
+            await database.close()
+
+    app = create_api(
+        title="Payment gateway",
+        description="Charges and refunds at external providers (simulated Stripe and PayPal).",
+        version="0.1.0",
+        registry=registry,
+        checks={"postgres": database.check} | relay.checks,
+        essential=frozenset({"postgres"}),
+        lifespan=lifespan,
+    )
+    payments = Payments(database, SandboxProvider(), relay)
+    app.include_router(payments_router(payments, UserTokens(settings.jwt_secret_key.get_secret_value())))
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
+    app.include_router(internal_router(payments, service_tokens))
+    return app
