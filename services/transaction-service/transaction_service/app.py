@@ -1,0 +1,68 @@
+"""Composition root of transaction-service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from shared.auth import ServiceTokens, UserTokens
+from shared.background import running
+from shared.database import Database, prepare_schema
+from shared.http.app import create_api
+from shared.http.client import ServiceClient
+from shared.logs import configure_logging
+from shared.outbox import Relay
+from shared.settings import load
+from transaction_service.api import transactions_router
+from transaction_service.clients import PaymentClient, WalletClient
+from transaction_service.journal import Journal
+from transaction_service.service import Transactions
+from transaction_service.settings import TransactionSettings
+from transaction_service.worker import sweep
+
+FOLDER: Final = Path(__file__).resolve().parent.parent
+
+
+def create_app(settings: TransactionSettings | None = None) -> FastAPI:
+    """transaction-service, ready to be served."""
+    settings = settings or load(TransactionSettings)
+    configure_logging(settings.service, settings.log_level)
+    registry = CollectorRegistry()
+    database = Database(settings)
+    relay = Relay(database, settings, registry)
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
+    wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
+    payments = ServiceClient("payment-gateway", settings.payment_gateway_url, service_tokens)
+    transactions = Transactions(database, Journal(database, relay), WalletClient(wallets), PaymentClient(payments))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await prepare_schema(settings, FOLDER)
+        await database.open()
+        await wallets.open()
+        await payments.open()
+        try:
+            async with running(relay.run, lambda: sweep(transactions)):
+                yield
+                await transactions.drain()
+        finally:
+            await payments.close()
+            await wallets.close()
+            await relay.close()
+            await database.close()
+
+    app = create_api(
+        title="Transaction service",
+        description="Deposits and transfers, each carried out once.",
+        version="0.1.0",
+        registry=registry,
+        checks={"postgres": database.check} | relay.checks,
+        essential=frozenset({"postgres"}),
+        lifespan=lifespan,
+    )
+    user_tokens = UserTokens(settings.jwt_secret_key.get_secret_value())
+    app.include_router(transactions_router(transactions, user_tokens))
+    return app

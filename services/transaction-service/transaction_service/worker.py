@@ -1,0 +1,25 @@
+"""The sweeper: ends what a crash or an outage left open."""
+
+import asyncio
+import logging
+from typing import Final
+
+from shared.http.context import enter_context
+from transaction_service.service import Transactions
+
+POLL_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+async def sweep(transactions: Transactions) -> None:
+    """Take up due transactions until cancelled."""
+    while True:
+        enter_context()
+        try:
+            resumed = await transactions.resume_due()
+        except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
+            _log.warning("sweeper interrupted: %s: %s", type(error).__name__, error)
+            resumed = 0
+        if not resumed:
+            await asyncio.sleep(POLL_SECONDS)
