@@ -1,0 +1,1 @@
+"""Notifications: tells people what concerns them."""
