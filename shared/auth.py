@@ -126,6 +126,8 @@ def _verify(secret: str, token: str, kind: str, audience: str) -> dict[str, Any]
         raise UnauthorizedError from None
     if claims.get("typ") != kind or not isinstance(claims["aud"], str):
         raise UnauthorizedError
+    if type(claims["iat"]) is not int or type(claims["exp"]) is not int:  # python-jose takes "1" and true for numbers
+        raise UnauthorizedError
     if claims["iat"] > time.time() + LEEWAY_SECONDS:
         raise UnauthorizedError
     return claims

@@ -11,8 +11,8 @@ from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
 from shared.events import Envelope
-from shared.settings import DatabaseSettings
 from shared.kafka import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics
+from shared.settings import DatabaseSettings
 
 POLL_MS: Final = 1000
 MAX_RECORDS: Final = 500

@@ -38,7 +38,9 @@ class EventProducer:
         producer = await self._started()
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                acknowledgements = [await producer.send(self._prefix + topic, key=key, value=value) for topic, key, value in events]
+                acknowledgements = [
+                    await producer.send(self._prefix + topic, key=key, value=value) for topic, key, value in events
+                ]
                 await asyncio.gather(*acknowledgements)
         except (KafkaError, TimeoutError, asyncio.CancelledError):
             await self.close()

@@ -29,26 +29,31 @@ _HEAD_TOO_LARGE: Final = (
 class BoundedHeadProtocol(HttpToolsProtocol):
     """HTTP/1.1 whose request line and headers must arrive within 10 s and 32 KB."""
 
+    head_timeout_seconds = HEAD_TIMEOUT_SECONDS
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._refuse, _REQUEST_TIMEOUT)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._refuse, _REQUEST_TIMEOUT)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(_HEAD_TOO_LARGE)
+        # One read can bring 256 KB: a head is fed to the parser up to its limit only, or it would be over by then.
+        while data and not self.transport.is_closing():
+            part = data
+            if self._in_head:
+                self._start_timer()
+                part = data[: MAX_HEAD_BYTES - self._head_bytes]
+                self._head_bytes += len(part)
+            super().data_received(part)
+            if self._in_head and self._head_bytes >= MAX_HEAD_BYTES:
+                self._refuse(_HEAD_TOO_LARGE)
+            data = data[len(part) :]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -65,6 +70,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(response)
             self.transport.close()
+
+    def _start_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._refuse, _REQUEST_TIMEOUT)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

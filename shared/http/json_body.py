@@ -1,7 +1,7 @@
 """JSON as it is accepted from outside: exact numbers, no duplicate keys, no text that a database cannot hold."""
 
 import json
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NoReturn
 
 from shared.errors import AppError, FieldInvalidError
@@ -24,7 +24,7 @@ def decode_json(body: bytes) -> Any:
             parse_constant=_refuse_constant,
             object_pairs_hook=_without_duplicates,
         )
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, InvalidOperation):  # the last by an exponent of twenty digits
         raise AppError("json_invalid", 400, "The body is not valid JSON.") from None
     _check(value, "", 0)
     return value
@@ -61,4 +61,4 @@ def _check(value: Any, field: str, depth: int) -> None:
 
 def _check_text(text: str, field: str) -> None:
     if "\x00" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
-        raise FieldInvalidError(field[:100], "text_invalid", "Contains characters that are not text.")
+        raise FieldInvalidError(field[:100] or "body", "text_invalid", "Contains characters that are not text.")

@@ -36,7 +36,7 @@ def _utc(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-LineText = Annotated[str, AfterValidator(_line)]
+SINGLE_LINE = AfterValidator(_line)
 
 AmountIn = Annotated[
     Decimal,
@@ -56,7 +56,9 @@ AmountIn = Annotated[
 AmountOut = Annotated[str, Field(description="Major units with the currency's decimals.", examples=["100.00"])]
 
 CurrencyCode = Annotated[
-    str, AfterValidator(_currency), Field(description="ISO 4217 code.", examples=["USD"], json_schema_extra={"pattern": "^[A-Z]{3}$"})
+    str,
+    AfterValidator(_currency),
+    Field(description="ISO 4217 code.", examples=["USD"], json_schema_extra={"pattern": "^[A-Z]{3}$"}),
 ]
 
 UtcTime = Annotated[

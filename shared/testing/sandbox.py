@@ -13,7 +13,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from pymongo import MongoClient
 
-from shared.settings import DatabaseSettings, Settings
+from shared.settings import Settings
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -96,5 +96,3 @@ async def sandbox_on(engines: Mapping[str, str]) -> AsyncIterator[Sandbox]:
     finally:
         with contextlib.suppress(OSError):
             await sandbox.drop()
-
-

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import uvicorn
@@ -17,14 +17,17 @@ HOST: Final = "127.0.0.1"
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, port: int = 0) -> AsyncIterator[str]:
-    """Serve `app` on a free port, or on `port`, for the length of the block; yields its URL."""
+async def serving(app: FastAPI, port: int = 0, **options: Any) -> AsyncIterator[str]:
+    """Serve `app` on a free port, or on `port`, for the length of the block; yields its URL.
+
+    `options` of uvicorn come on top of those that every service is served with.
+    """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
         url = f"http://{HOST}:{listener.getsockname()[1]}"
-        server = _Server(uvicorn.Config(app, **server_options(HOST, 0)))
-        task = asyncio.ensure_future(server.serve(sockets=[listener]))
+        server = _Server(uvicorn.Config(app, **(server_options(HOST, 0) | options)))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await server.wait_started(task)
             yield url
@@ -42,10 +45,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._up.set()
 
-    async def wait_started(self, task: "asyncio.Future[None]") -> None:
-        up = asyncio.ensure_future(self._up.wait())
-        done, _ = await asyncio.wait({up, task}, timeout=START_LIMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if up not in done or not self.started:
+    async def wait_started(self, task: asyncio.Task[None]) -> None:
+        up = asyncio.create_task(self._up.wait())
+        waiting: set[asyncio.Task[Any]] = {up, task}
+        await asyncio.wait(waiting, timeout=START_LIMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not self.started:
             up.cancel()
             raise RuntimeError("the application did not start; see its log")
 

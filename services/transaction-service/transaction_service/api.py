@@ -11,7 +11,7 @@ from shared.auth import Principal, UserTokens
 from shared.errors import AppError
 from shared.http.app import IdempotencyKey, strict_router, user_of
 from shared.http.problems import problems
-from shared.http.wire import AmountIn, CurrencyCode, LineText, PageLimit
+from shared.http.wire import SINGLE_LINE, AmountIn, CurrencyCode, PageLimit
 from shared.money import InvalidAmountError, Money, to_money
 from transaction_service.answers import TransactionOut, transaction_out
 from transaction_service.domain import Command, Type
@@ -26,9 +26,12 @@ def _few(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-Description = Annotated[LineText, Field(max_length=500, examples=["Payment for services"])]
+Description = Annotated[str, Field(max_length=500, examples=["Payment for services"]), SINGLE_LINE]
 Metadata = Annotated[
-    dict[Annotated[LineText, Field(min_length=1, max_length=40)], Annotated[LineText, Field(max_length=500)]],
+    dict[
+        Annotated[str, Field(min_length=1, max_length=40), SINGLE_LINE],
+        Annotated[str, Field(max_length=500), SINGLE_LINE],
+    ],
     AfterValidator(_few),
     Field(description="Up to 50 pairs of your own.", examples=[{"order": "6735"}]),
 ]

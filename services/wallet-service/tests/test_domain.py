@@ -163,6 +163,6 @@ def test_whatever_is_posted_money_is_conserved_and_nobody_is_overdrawn(
             running += entry.amount.minor
             assert entry.balance.minor == running
         assert book.accounts[account.id].balance.minor == running
-    first = {}
+    first: dict[UUID, Refusal | None] = {}
     for posting, outcome in zip(postings, outcomes, strict=True):
         assert first.setdefault(posting.id, outcome.refusal) == outcome.refusal

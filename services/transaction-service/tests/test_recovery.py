@@ -1,0 +1,135 @@
+"""What a crash or an outage leaves open is ended, once."""
+
+import asyncio
+from uuid import UUID
+
+from shared.ids import new_id
+from shared.money import Money
+from shared.testing.tokens import Person
+from shared.testing.waiting import eventually
+from transaction_service.domain import Command, Type
+from transaction_service.testing import Bank, Neighbour
+
+
+async def test_a_transfer_waits_while_the_ledger_is_out_and_is_done_once(
+    bank: Bank, wallet_service: Neighbour
+) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+
+    await wallet_service.stop()
+    try:
+        waiting = await bank.transfer(alice, source, target, "25.00", key="k")
+        again = await bank.transfer(alice, source, target, "25.00", key="k")
+    finally:
+        await wallet_service.start()
+
+    assert (waiting.status_code, waiting.json()["status"]) == (202, "pending")
+    assert again.content == waiting.content
+    ended = await bank.ended(alice, waiting.json()["id"])
+    assert ended["status"] == "completed"
+    assert await bank.balances(source, target) == [7_500, 2_500]
+    replayed = await bank.transfer(alice, source, target, "25.00", key="k")
+    assert (replayed.status_code, replayed.content) == (202, waiting.content)
+
+
+async def test_nothing_is_charged_before_the_wallet_was_checked(bank: Bank, wallet_service: Neighbour) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice)
+
+    await wallet_service.stop()
+    try:
+        waiting = await bank.deposit(alice, wallet, "25.00")
+        charges = await bank.sql("select 1 from payments.payments where user_id = $1", alice.id)
+    finally:
+        await wallet_service.start()
+
+    assert waiting.status_code == 202
+    assert charges == []
+    assert (await bank.ended(alice, waiting.json()["id"]))["status"] == "completed"
+    assert await bank.balances(wallet) == [2_500]
+
+
+async def test_a_deposit_waits_while_the_payment_gateway_is_out_and_charges_once(
+    bank: Bank, payment_gateway: Neighbour
+) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice)
+
+    await payment_gateway.stop()
+    try:
+        waiting = await bank.deposit(alice, wallet, "25.00")
+    finally:
+        await payment_gateway.start()
+
+    assert waiting.status_code == 202
+    assert (await bank.ended(alice, waiting.json()["id"]))["status"] == "completed"
+    assert await bank.balances(wallet) == [2_500]
+    assert await bank.sql("select count(*) from payments.payments where user_id = $1", alice.id) == [(1,)]
+
+
+async def test_a_charge_that_cannot_be_posted_is_given_back(bank: Bank) -> None:
+    """The wallet is closed in the moment between the check and the posting."""
+    alice = Person()
+    wallet = await bank.wallet(alice)
+    await bank.sql(
+        "create function payments.close_wallet() returns trigger language plpgsql security definer as "
+        f"$$ begin update wallets.accounts set status = 'closed' where id = '{wallet}'; return null; end $$"
+    )
+    await bank.sql(
+        "create trigger close_wallet after insert on payments.payments for each row "
+        f"when (new.user_id = '{alice.id}') execute function payments.close_wallet()"
+    )
+
+    response = await bank.deposit(alice, wallet, "25.00")
+
+    assert (response.status_code, response.json()["code"]) == (402, "wallet_closed")
+    assert await bank.sql(
+        "select kind, amount_minor, status from payments.payments where user_id = $1 order by kind", alice.id
+    ) == [("charge", 2_500, "succeeded"), ("refund", 2_500, "succeeded")]
+    assert await bank.balances(wallet) == [0]
+
+
+async def test_a_caller_who_hangs_up_stops_nothing(bank: Bank) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+    call = asyncio.ensure_future(bank.transfer(alice, source, target, "25.00"))
+
+    async def on_record() -> bool:
+        query = "select 1 from transactions.transactions where user_id = $1 and type = 'transfer'"
+        return bool(await bank.sql(query, alice.id))
+
+    await eventually(on_record)
+    call.cancel()
+
+    async def moved() -> bool:
+        return await bank.balances(target) == [2_500]
+
+    await eventually(moved)
+
+
+async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(bank: Bank) -> None:
+    """A process died after it had put the transfer on record: no answer is stored, and its lease is over."""
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+    command = Command(Type.TRANSFER, alice.id, Money(2_500, "USD"), UUID(source), UUID(target), key="k")
+    abandoned = new_id()
+    await bank.sql(
+        "with t as (insert into transactions.transactions (id, type, user_id, from_wallet_id, to_wallet_id, "
+        "  amount_minor, currency, metadata, next_attempt_at) "
+        "values ($1, 'transfer', $2, $3::uuid, $4::uuid, 2500, 'USD', '{}', now())) "
+        "insert into transactions.idempotency_keys (user_id, operation, key, fingerprint, transaction_id) "
+        "values ($2, 'transactions.create', 'k', $5, $1)",
+        abandoned,
+        alice.id,
+        UUID(source),
+        UUID(target),
+        command.fingerprint(),
+    )
+
+    async def answered() -> bool:
+        response = await bank.transfer(alice, source, target, "25.00", key="k")
+        return response.status_code == 201 and response.json()["id"] == str(abandoned)
+
+    await eventually(answered)
+    assert await bank.balances(source, target) == [7_500, 2_500]

@@ -1,0 +1,111 @@
+"""transaction-service's neighbours and callers, as tests need them."""
+
+import socket
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from shared.testing.sandbox import Sandbox
+from shared.testing.servers import HOST, serving
+from shared.testing.tokens import Person
+from shared.testing.waiting import eventually
+
+
+class Neighbour:
+    """A real service on a port of its own, which can be stopped and started again."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._running = AsyncExitStack()
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            self._port: int = probe.getsockname()[1]
+        self.url = f"http://{HOST}:{self._port}"
+
+    async def start(self) -> None:
+        """Serve, and answer when this returns."""
+        await self._running.enter_async_context(serving(self._app, self._port))
+
+    async def stop(self) -> None:
+        """Refuse connections from now on."""
+        await self._running.aclose()
+
+
+class Bank:
+    """The platform seen by a test: people with wallets, transactions by HTTP, and SQL around the code."""
+
+    def __init__(self, client: httpx.AsyncClient, wallet_url: str, sandbox: Sandbox) -> None:
+        self.client = client
+        self._wallet_url = wallet_url
+        self._sandbox = sandbox
+
+    async def wallet(self, owner: Person, balance: str = "0.00", currency: str = "USD") -> str:
+        """A new wallet of the owner's, funded by a deposit."""
+        async with httpx.AsyncClient() as client:
+            response = await client.post(
+                f"{self._wallet_url}/wallets/create",
+                json={"user_id": str(owner.id), "currency": currency},
+                headers=owner.headers,
+            )
+        assert response.status_code == 201, response.text
+        wallet_id: str = response.json()["id"]
+        if balance != "0.00":
+            deposit = await self.deposit(owner, wallet_id, balance, currency=currency)
+            assert deposit.status_code == 201, deposit.text
+        return wallet_id
+
+    async def create(self, caller: Person, key: str | None = None, **body: Any) -> httpx.Response:
+        """POST /transactions/create."""
+        headers = caller.headers | ({"Idempotency-Key": key} if key else {})
+        return await self.client.post("/transactions/create", json=body, headers=headers)
+
+    async def deposit(self, caller: Person, wallet_id: str, amount: Any, **more: Any) -> httpx.Response:
+        """A deposit by credit card, unless `more` says otherwise."""
+        body = {"amount": amount, "currency": "USD", "to_wallet_id": wallet_id, "payment_method": "credit_card"}
+        return await self.create(caller, **({"transaction_type": "deposit"} | body | more))
+
+    async def transfer(self, caller: Person, source: str, target: str, amount: Any, **more: Any) -> httpx.Response:
+        """A transfer in dollars, unless `more` says otherwise."""
+        body = {"amount": amount, "currency": "USD", "from_wallet_id": source, "to_wallet_id": target}
+        return await self.create(caller, **({"transaction_type": "transfer"} | body | more))
+
+    async def sql(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Run SQL as the owner of all schemas."""
+        connection = await self._sandbox.connect()
+        try:
+            return [tuple(row) for row in await connection.fetch(statement, *arguments)]
+        finally:
+            await connection.close()
+
+    async def balances(self, *wallet_ids: str) -> list[int]:
+        """Minor units in each wallet, from the ledger itself."""
+        rows = dict(await self.sql("select id::text, balance_minor from wallets.accounts"))
+        return [rows[wallet_id] for wallet_id in wallet_ids]
+
+    async def ledger(self) -> list[tuple[Any, ...]]:
+        """Everything that money has ever done."""
+        return await self.sql(
+            "select account_id, version, posting_id, amount_minor, balance_minor from wallets.entries order by 1, 2"
+        )
+
+    async def ended(self, caller: Person, transaction_id: str, limit_seconds: float = 15.0) -> dict[str, Any]:
+        """The transaction once it is no longer pending."""
+
+        async def look() -> dict[str, Any] | None:
+            response = await self.client.get(f"/transactions/{transaction_id}", headers=caller.headers)
+            found: dict[str, Any] = response.json()
+            return found if found["status"] != "pending" else None
+
+        return await eventually(look, limit_seconds) or {}
+
+    async def assert_consistent(self) -> None:
+        """Sums are zero, completed transactions have their posting and only they, nobody is overdrawn."""
+        assert await self.sql("select 1 from wallets.entries having sum(amount_minor) <> 0") == []
+        mismatched = await self.sql(
+            "select t.id, t.status from transactions.transactions t full join "
+            "(select distinct posting_id from wallets.entries) e on e.posting_id = t.id "
+            "where (t.status = 'completed') is distinct from (e.posting_id is not null)"
+        )
+        assert mismatched == []
