@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from shared.auth import Principal, UserTokens
 from shared.http.app import strict_router, user_of
 from shared.http.problems import problems
-from shared.http.wire import LineText, UtcTime
+from shared.http.wire import SINGLE_LINE, UtcTime
 from user_service.domain import Registration, User
 from user_service.service import Users
 
@@ -42,8 +42,8 @@ class RegisterIn(BaseModel):
 
     email: Email
     password: Password
-    first_name: Annotated[LineText, Field(min_length=1, max_length=100, examples=["John"])]
-    last_name: Annotated[LineText, Field(min_length=1, max_length=100, examples=["Doe"])]
+    first_name: Annotated[str, Field(min_length=1, max_length=100, examples=["John"]), SINGLE_LINE]
+    last_name: Annotated[str, Field(min_length=1, max_length=100, examples=["Doe"]), SINGLE_LINE]
     phone: Phone
     role: Literal["user", "merchant"] = "user"
 
