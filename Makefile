@@ -1,0 +1,72 @@
+# Everything a developer does with the checkout. `make help` explains the targets.
+# Variables given to `make up` reach the services: make up RATE_LIMIT_PER_MINUTE=0 (after `make down`).
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv/bin/python
+# What needs no dependencies runs without them too, so that `make down` works in any state of the checkout.
+BARE := $$([ -x $(VENV) ] && echo $(VENV) || echo "$(PYTHON)")
+EMBEDDED := -m infrastructure.embedded
+
+SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
+	services/user-service/requirements.txt \
+	services/wallet-service/requirements.txt \
+	services/transaction-service/requirements.txt \
+	services/payment-gateway/requirements.txt \
+	services/notification-service/requirements.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status logs infra demo reset install test check format lock clean python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+up: install ## Start the whole platform, or what of it does not run, on ports 8000 to 8005
+	@$(VENV) $(EMBEDDED) up
+
+down: python ## Stop the platform; its data stays
+	@$(BARE) $(EMBEDDED) down
+
+status: python ## Show what runs, and where
+	@$(BARE) $(EMBEDDED) status
+
+logs: python ## Follow the logs of everything (Ctrl-C ends it)
+	@$(BARE) $(EMBEDDED) logs
+
+infra: python ## Start PostgreSQL, Valkey, the Kafka-protocol broker and the MongoDB-protocol server alone
+	@$(BARE) $(EMBEDDED) infra
+
+demo: python ## Play the README's sample calls against the running platform
+	@$(BARE) $(EMBEDDED) demo
+
+reset: python ## Stop the platform and remove its data; asks first (FORCE=1 does not)
+	@$(BARE) $(EMBEDDED) reset
+
+install: python ## Make the virtual environment .venv, or bring it up to date
+	@"$(PYTHON)" $(EMBEDDED) install
+
+test: install ## Run the tests, on engines of their own (ARGS="-k transfer" runs some)
+	@$(VENV) -m pytest $(ARGS)
+
+check: install ## Check format, lint, layers, types and spelling, as CI does
+	@scripts/check
+
+format: install ## Format the code and repair what the linter can
+	@$(VENV) -m ruff format .
+	@$(VENV) -m ruff check --fix .
+
+lock: install ## Write constraints.txt anew (ARGS=--upgrade takes newer versions)
+	@cat requirements-dev.txt $(SERVICE_REQUIREMENTS) | grep -v '^-' | $(VENV) -m uv pip compile \
+		--universal --python-version 3.11 --custom-compile-command 'make lock' --no-annotate --quiet \
+		$(ARGS) --output-file constraints.txt pyproject.toml -
+
+clean: ## Remove caches and the virtual environment (not the platform's data)
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@find . -name __pycache__ -type d -not -path './.run/*' -prune -exec rm -rf {} +
+
+python:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo "error: There is no $(PYTHON) on this machine: install Python 3.11 to 3.14," \
+			"or name one: make PYTHON=/path/to/python3.12 $(firstword $(MAKECMDGOALS))" >&2; exit 1; }
+	@"$(PYTHON)" scripts/preflight.py $(firstword $(MAKECMDGOALS))

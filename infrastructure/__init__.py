@@ -1,0 +1,1 @@
+"""What the platform runs on: the embedded stack, and the configuration of its monitoring."""

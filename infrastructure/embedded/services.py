@@ -1,0 +1,101 @@
+"""The six services: where they are, how they are migrated, started and asked whether they are well."""
+
+import hashlib
+import http.client
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infrastructure.embedded import processes
+from infrastructure.embedded.errors import EmbeddedError
+from infrastructure.embedded.ports import LOOPBACK
+from infrastructure.embedded.processes import StopSignal
+
+READY_PATH = "/health/ready"
+PROBE_TIMEOUT_SECONDS = 2.0
+MIGRATION_LIMIT_SECONDS = 120.0
+DRAIN = (StopSignal(signal.SIGTERM, 30.0),)
+ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Failed)\b.*|^FAILED.*", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service of the platform."""
+
+    name: str
+    folder: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where a person reaches it."""
+        return f"http://localhost:{self.port}"
+
+
+GATEWAY = Service("api-gateway", "api-gateway", 8000)
+SERVICES = (
+    Service("user-service", "services/user-service", 8001),
+    Service("wallet-service", "services/wallet-service", 8002),
+    Service("transaction-service", "services/transaction-service", 8003),
+    Service("payment-gateway", "services/payment-gateway", 8004),
+    Service("notification-service", "services/notification-service", 8005),
+    GATEWAY,
+)
+
+
+def is_ready(port: int) -> bool:
+    """True when the service on `port` says that it can do its work."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PROBE_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", READY_PATH)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def has_migrations(folder: Path) -> bool:
+    """True when the service in `folder` keeps tables."""
+    return (folder / "alembic.ini").exists()
+
+
+def schema_version(folder: Path, environment: Mapping[str, str]) -> str:
+    """A name for the tables that the migrations in `folder` make, and for the database they make them in."""
+    version = hashlib.sha256(f"{environment.get('POSTGRES_USER')} {environment.get('POSTGRES_DB')}".encode())
+    for file in sorted([folder / "alembic.ini", *folder.glob("migrations/**/*.py")]):
+        version.update(f"\n{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return version.hexdigest()
+
+
+def migrate(name: str, folder: Path, python: Path, environment: Mapping[str, str], log: Path) -> None:
+    """Bring the tables of the service in `folder` up to its code. Raises EmbeddedError with what went wrong."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        try:
+            status = subprocess.run(
+                [python, "-m", "alembic", "upgrade", "head"],
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=MIGRATION_LIMIT_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            limit = f"{MIGRATION_LIMIT_SECONDS:.0f} s"
+            raise EmbeddedError(f"The migration of {name} did not end within {limit}: see {log}.") from None
+    if status != 0:
+        raise EmbeddedError(f"The migration of {name} failed: {error_in(log)} (all of it in {log}).")
+
+
+def error_in(log: Path) -> str:
+    """The line of `log` that names an error: the last one that looks like it, or else the last one."""
+    output = processes.tail(log)
+    found = [match.group() for match in ERROR_LINE.finditer(output)]
+    lines = found or [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
