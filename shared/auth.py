@@ -7,7 +7,7 @@ whatever goes wrong inside the library ends as UnauthorizedError.
 import base64
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
@@ -37,10 +37,11 @@ for _key in (ECKey, HMACKey):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A person whose access token was verified."""
+    """A person whose access token was verified; it expires at `expires_at`, in seconds since 1970."""
 
     user_id: UUID
     role: str
+    expires_at: float = field(default=0.0, compare=False)
 
 
 class UserTokens:
@@ -61,7 +62,7 @@ class UserTokens:
         if not isinstance(role, str) or role not in ROLES:
             raise UnauthorizedError
         try:
-            return Principal(UUID(claims["sub"]), role)
+            return Principal(UUID(claims["sub"]), role, claims["exp"])
         except ValueError:
             raise UnauthorizedError from None
 

@@ -16,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, MetaData, pool, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from shared.settings import DatabaseSettings, SettingsError
@@ -61,6 +62,7 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
             pool_recycle=1800,
+            hide_parameters=True,  # an error ends in a log, a password hash must not
             connect_args={
                 "timeout": CONNECT_TIMEOUT_SECONDS,
                 "command_timeout": COMMAND_TIMEOUT_SECONDS,
@@ -127,6 +129,8 @@ async def _translated() -> AsyncIterator[None]:
     """A database that is gone, frozen or shutting down becomes ConnectionError, whichever layer noticed."""
     try:
         yield
+    except PoolTimeoutError as error:
+        raise ConnectionError("no connection to the database became free") from error
     except DBAPIError as error:
         if error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _GONE):
             raise ConnectionError("the database is not available") from error

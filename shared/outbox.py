@@ -51,10 +51,11 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
 
 async def append(session: AsyncSession, table: sa.Table, events: Sequence[OutgoingEvent]) -> None:
     """Store `events` in the session's transaction."""
-    await session.execute(
-        sa.insert(table),
-        [{"event_id": e.id, "topic": e.topic, "key": e.key, "payload": e.payload} for e in events],
-    )
+    if events:
+        await session.execute(
+            sa.insert(table),
+            [{"event_id": e.id, "topic": e.topic, "key": e.key, "payload": e.payload} for e in events],
+        )
 
 
 async def append_batch(connection: Asyncpg, events: Sequence[OutgoingEvent]) -> None:

@@ -55,6 +55,14 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 self._refuse(_HEAD_TOO_LARGE)
             data = data[len(part) :]
 
+    def on_message_begin(self) -> None:
+        self._start_timer()  # a second head may have begun within the read that ended the first request
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer after the body is no header of the request (RFC 9110 section 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()

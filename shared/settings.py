@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import URL
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -85,8 +87,10 @@ class DatabaseSettings(Settings):
     kafka_replication_factor: int = Field(default=1, ge=1, le=7)
     kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
 
-    def postgres_url(self) -> URL:
+    def postgres_url(self) -> "URL":
         """SQLAlchemy's URL of the database, for asyncpg."""
+        from sqlalchemy import URL  # a service without a database does without it
+
         return URL.create(
             "postgresql+asyncpg",
             username=self.postgres_user,

@@ -1,7 +1,7 @@
 """The FastAPI application that every service starts from."""
 
 import copy
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
 
 from shared.auth import Principal, ServiceTokens, UserTokens, bearer_token
-from shared.errors import AppError, UnauthorizedError
+from shared.errors import AppError, UnauthorizedError, UnavailableError
 from shared.http.edge import BODY_TIMEOUT_SECONDS, Edge
 from shared.http.json_body import decode_json
 from shared.http.problems import PROBLEM_SCHEMA, install_problem_handlers, problems
@@ -64,18 +64,25 @@ def create_api(
     description: str,
     version: str,
     registry: CollectorRegistry,
-    checks: dict[str, Check],
-    essential: frozenset[str],
+    health: APIRouter,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     trust_deadline: bool = True,
+    own_docs: bool = True,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
-    """A FastAPI application with limits, problem documents, metrics and health.
+    """A FastAPI application with limits, problem documents, metrics and `health`.
 
-    `checks` say whether a dependency answers (they raise when not); without one of the `essential` ones the service
-    is down (503), without another it is degraded and works on (200).
+    `trust_deadline` takes the caller's deadline over; `own_docs` serves `/openapi.json` and `/docs`.
     """
-    app = FastAPI(title=title, description=description, version=version, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title=title,
+        description=description,
+        version=version,
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if own_docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     install_problem_handlers(app)
     app.add_middleware(
         Edge,
@@ -83,7 +90,7 @@ def create_api(
         trust_deadline=trust_deadline,
         body_timeout_seconds=body_timeout_seconds,
     )
-    app.include_router(_health_router(checks, essential))
+    app.include_router(health)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -128,7 +135,12 @@ def _single_header(request: Request, name: str) -> str:
     return values[0]
 
 
-def _health_router(checks: dict[str, Check], essential: frozenset[str]) -> APIRouter:
+def health_router(checks: Mapping[str, Check], essential: frozenset[str]) -> APIRouter:
+    """The health operations of a service.
+
+    `checks` say whether a dependency answers (they raise when not); without one of the `essential` ones the service
+    is down (503), without another it is degraded and works on (200).
+    """
     router = APIRouter(tags=["health"])
 
     async def statuses() -> dict[str, str]:
@@ -154,8 +166,11 @@ def _health_router(checks: dict[str, Check], essential: frozenset[str]) -> APIRo
 
     @router.get("/health/ready", include_in_schema=False)
     async def ready() -> Response:
-        for name in essential:
-            await checks[name]()
+        try:
+            for name in essential:
+                await checks[name]()
+        except Exception:  # noqa: BLE001 - a dependency may be out in any way
+            raise UnavailableError from None
         return JSONResponse({"status": "ok"})
 
     return router

@@ -14,7 +14,7 @@ from shared.background import running
 from shared.consumer import Consumer
 from shared.database import Database, prepare_schema
 from shared.events import TOPICS
-from shared.http.app import create_api
+from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
 from shared.settings import load
 
@@ -42,7 +42,8 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
         description="Tells people what concerns them.",
         version="0.1.0",
         registry=CollectorRegistry(),
-        checks={"postgres": database.check, "kafka": consumer.check},
-        essential=frozenset({"postgres"}),
+        health=health_router(
+            {"postgres": database.check, "kafka": consumer.check}, essential=frozenset({"postgres"})
+        ),
         lifespan=lifespan,
     )

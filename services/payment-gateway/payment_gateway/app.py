@@ -15,7 +15,7 @@ from payment_gateway.simulator import SandboxProvider
 from shared.auth import ServiceTokens, UserTokens
 from shared.background import running
 from shared.database import Database, prepare_schema
-from shared.http.app import create_api
+from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
 from shared.outbox import Relay
 from shared.settings import load
@@ -47,8 +47,7 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
         description="Charges and refunds at external providers (simulated Stripe and PayPal).",
         version="0.1.0",
         registry=registry,
-        checks={"postgres": database.check} | relay.checks,
-        essential=frozenset({"postgres"}),
+        health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
     payments = Payments(database, SandboxProvider(), relay)

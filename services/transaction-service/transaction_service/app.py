@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from shared.auth import ServiceTokens, UserTokens
 from shared.background import running
 from shared.database import Database, prepare_schema
-from shared.http.app import create_api
+from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
 from shared.logs import configure_logging
 from shared.outbox import Relay
@@ -59,8 +59,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         description="Deposits and transfers, each carried out once.",
         version="0.1.0",
         registry=registry,
-        checks={"postgres": database.check} | relay.checks,
-        essential=frozenset({"postgres"}),
+        health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
     user_tokens = UserTokens(settings.jwt_secret_key.get_secret_value())

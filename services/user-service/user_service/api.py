@@ -18,7 +18,7 @@ from user_service.service import Users
 
 def _canonical_email(value: str) -> str:
     try:
-        return validate_email(value, check_deliverability=False).normalized.lower()
+        return validate_email(value, check_deliverability=False, strict=True).normalized.lower()
     except EmailNotValidError:
         raise PydanticCustomError("email_invalid", "Must be an e-mail address.") from None
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from shared.auth import UserTokens
 from shared.background import running
 from shared.database import Database, prepare_schema
-from shared.http.app import create_api
+from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
 from shared.outbox import Relay
 from shared.settings import load
@@ -51,8 +51,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
         description="Registration, login and profiles.",
         version="0.1.0",
         registry=registry,
-        checks={"postgres": database.check} | relay.checks,
-        essential=frozenset({"postgres"}),
+        health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
     app.include_router(users_router(users, tokens))

@@ -1,0 +1,1 @@
+"""The one door of the platform: public paths, access tokens, forwarding."""
