@@ -1,10 +1,9 @@
 """The gateway's own operations: health of the platform, and its documentation."""
 
 from fastapi import APIRouter, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 
 from api_gateway.health import Health, PlatformHealth
-from api_gateway.openapi import TITLE, ApiDocument
+from api_gateway.openapi import ApiDocument
 
 
 def health_router(health: Health) -> APIRouter:
@@ -34,15 +33,11 @@ def health_router(health: Health) -> APIRouter:
 
 
 def documentation_router(document: ApiDocument) -> APIRouter:
-    """`/docs` and `/openapi.json` of all services."""
+    """`/openapi.json` of all services."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/openapi.json")
     async def openapi() -> Response:
         return Response(await document.get(), media_type="application/json")
-
-    @router.get("/docs")
-    async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title=TITLE)
 
     return router

@@ -50,9 +50,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         health=health_router(Health(asking)),
         lifespan=lifespan,
         trust_deadline=False,
-        own_docs=False,
+        own_document=False,
     )
     app.include_router(documentation_router(ApiDocument(asking, app.openapi)))
     # The innermost middleware: within the edge's limits, before FastAPI's own routing.
-    app.user_middleware.append(Middleware(Forwarder, pool=forwarding, tokens=tokens))
+    timeout = settings.forward_timeout_seconds
+    app.user_middleware.append(Middleware(Forwarder, pool=forwarding, tokens=tokens, timeout_seconds=timeout))
     return app

@@ -1,10 +1,10 @@
 """Connections to the services."""
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import aiohttp
-from aiohttp.client import _RequestContextManager
 from yarl import URL
 
 KEEP_ALIVE_SECONDS: Final = 30  # less than the 65 s after which a service closes an idle connection
@@ -44,7 +44,7 @@ class Pool:
 
     def request(
         self, service: str, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> _RequestContextManager:
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Send a request as it is: `target` is path and query, encoded already. Has no time-out beyond connecting."""
         if self._session is None:
             raise RuntimeError("open() comes first")

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api_gateway.headers import request_headers, response_headers
 from api_gateway.pool import Pool
-from api_gateway.routes import METHODS, PUBLIC, Route, find_route
+from api_gateway.routes import METHODS, PUBLIC, Route, find_route, is_own
 from api_gateway.tokens import RememberedTokens
 from shared.errors import AppError
 from shared.http.context import (
@@ -36,10 +36,11 @@ _log = logging.getLogger(__name__)
 class Forwarder:
     """Pure ASGI: what belongs to a service goes there, all else to the application behind."""
 
-    def __init__(self, app: ASGIApp, *, pool: Pool, tokens: RememberedTokens) -> None:
+    def __init__(self, app: ASGIApp, *, pool: Pool, tokens: RememberedTokens, timeout_seconds: float) -> None:
         self._app = app
         self._pool = pool
         self._tokens = tokens
+        self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +49,7 @@ class Forwarder:
         headers = request_headers(scope["headers"])
         route = find_route(scope["raw_path"])
         if route is None:
-            if b"%" in scope["raw_path"]:  # no path of ours needs an escape
+            if not is_own(scope["raw_path"]):
                 raise AppError("route_not_found", 404, "Not Found.")
             await self._app(scope, receive, send)
             return
@@ -72,11 +73,12 @@ class Forwarder:
     async def _forward(
         self, route: Route, scope: Scope, headers: CIMultiDict[str], body: bytes, receive: Receive, send: Send
     ) -> None:
-        _add_context(headers, scope)
+        timeout = min(self._timeout_seconds, seconds_left())
+        _add_context(headers, scope, timeout)
         answer = _Answer(send)
         try:
             async with (
-                asyncio.timeout(seconds_left()) as limit,
+                asyncio.timeout(timeout) as limit,
                 _HangUp(receive, limit) as hang_up,
                 self._pool.request(route.service, scope["method"], _target(scope), headers, body) as response,
             ):
@@ -124,11 +126,11 @@ def _target(scope: Scope) -> str:
     return f"{path}?{query.decode('ascii')}" if query else path
 
 
-def _add_context(headers: CIMultiDict[str], scope: Scope) -> None:
+def _add_context(headers: CIMultiDict[str], scope: Scope, timeout_seconds: float) -> None:
     context = current_context()
     headers[REQUEST_ID_HEADER] = context.request_id
     headers[TRACEPARENT_HEADER] = context.traceparent
-    headers[DEADLINE_HEADER] = str(max(0, int(seconds_left() * 1000)))
+    headers[DEADLINE_HEADER] = str(max(0, int(timeout_seconds * 1000)))
     if scope["client"]:
         headers["X-Forwarded-For"] = scope["client"][0]
 

@@ -28,6 +28,9 @@ _ROUTES: Final = {
         "notifications": "notification-service",
     }.items()
 }
+_OWN_PATH: Final = re.compile(
+    rb"/health(?:/live|/ready)?|/openapi\.json|/docs(?:/assets/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)?"
+)
 _FORWARDED_PATH: Final = re.compile(rb"/(%s)(?:/[A-Za-z0-9_-]+)*" % b"|".join(_ROUTES))
 
 
@@ -35,6 +38,11 @@ def find_route(raw_path: bytes) -> Route | None:
     """The route of a path as it came, undecoded; None for every path that is spelled in any unusual way."""
     match = _FORWARDED_PATH.fullmatch(raw_path)
     return _ROUTES[match[1]] if match else None
+
+
+def is_own(raw_path: bytes) -> bool:
+    """True for a path, as it came, that the gateway itself answers to the public."""
+    return _OWN_PATH.fullmatch(raw_path) is not None
 
 
 def owner_of(path: str) -> str:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from shared.settings import ServiceUrl, Settings
 
 
@@ -9,6 +11,8 @@ class GatewaySettings(Settings):
     """Read from the environment and the root `.env`."""
 
     service: ClassVar[str] = "api-gateway"
+
+    forward_timeout_seconds: float = Field(default=10.0, gt=0, le=10)
 
     user_service_url: ServiceUrl = "http://localhost:8001"
     wallet_service_url: ServiceUrl = "http://localhost:8002"
