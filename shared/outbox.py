@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import asyncpg
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from shared.settings import DatabaseSettings
 
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
+WATCH_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 5.0
 _LEADER_LOCK: Final = 0x6F757462  # "outb", with the schema's hash beside it
 
@@ -80,7 +81,8 @@ class Relay:
         self._producer = EventProducer(settings)
         self._audit = AuditLog(settings)
         self._metrics = OutboxMetrics(registry)
-        self._woken = asyncio.Event()
+        self._woken = {"published": asyncio.Event(), "audited": asyncio.Event()}
+        self._settling = asyncio.Lock()
 
     @property
     def checks(self) -> dict[str, Check]:
@@ -94,7 +96,8 @@ class Relay:
 
     def wake(self) -> None:
         """Say that a commit has added rows; the poll finds them anyway."""
-        self._woken.set()
+        for woken in self._woken.values():
+            woken.set()
 
     async def run(self) -> None:
         """Relay until cancelled, through any outage."""
@@ -104,7 +107,8 @@ class Relay:
                 await self._lead()
                 backoff = POLL_SECONDS
             except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
-                _log.warning("relay interrupted: %s: %s", type(error).__name__, error)
+                cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                _log.warning("relay interrupted: %s: %s", type(cause).__name__, cause)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
             await asyncio.sleep(backoff)
 
@@ -114,91 +118,67 @@ class Relay:
             query = "select pg_try_advisory_lock($1, hashtext($2))"
             if not await connection.fetchval(query, _LEADER_LOCK, self._schema):
                 return
-            backoff = POLL_SECONDS
-            while True:
-                self._woken.clear()
-                moved, failed = await self._drain(connection)
-                if failed:
-                    await asyncio.sleep(backoff)
-                    backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
-                elif moved:
-                    backoff = POLL_SECONDS
-                else:
-                    await self._wait()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump("published", self._to_kafka))
+                group.create_task(self._pump("audited", self._to_audit))
+                group.create_task(self._watch(connection))
         finally:
             connection.terminate()
 
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(POLL_SECONDS):
-                await self._woken.wait()
-        except TimeoutError:
-            return
+    async def _watch(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Fail as soon as the connection that holds the lock is gone: somebody else may lead by then."""
+        while True:
+            self._metrics.depth.set(await connection.fetchval("select count(*) from outbox"))
+            await asyncio.sleep(WATCH_SECONDS)
 
-    async def _drain(self, connection: asyncpg.Connection[asyncpg.Record]) -> tuple[bool, bool]:
-        """Move one batch; says whether anything moved and whether a sink failed."""
-        unpublished = await connection.fetch(_WAITING.format(mark="published"), BATCH_SIZE)
-        unaudited = await connection.fetch(_WAITING.format(mark="audited"), BATCH_SIZE)
-        published, audited = await asyncio.gather(
-            self._to_kafka(unpublished), self._to_audit(unaudited), return_exceptions=True
-        )
-        failed = False
-        if not (unpublished or unaudited):
-            self._metrics.depth.set(0)
-            return False, False
-        done: dict[str, set[int]] = {"published": set(), "audited": set()}
-        for mark, rows, outcome in (("published", unpublished, published), ("audited", unaudited, audited)):
-            if isinstance(outcome, BaseException):
-                if not isinstance(outcome, Exception):
-                    raise outcome
-                failed = True
+    async def _pump(self, mark: str, carry: Callable[[Sequence[asyncpg.Record]], Awaitable[None]]) -> None:
+        """Carry rows to one sink, oldest first; while it is out, the other one's pump goes on."""
+        woken = self._woken[mark]
+        backoff = POLL_SECONDS
+        while True:
+            woken.clear()
+            rows = await self._waiting(mark)
+            if not rows:
+                await _wait(woken, POLL_SECONDS)
+                continue
+            try:
+                await carry(rows)
+            except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
                 self._metrics.failures.labels(mark).inc()
-                _log.warning("outbox not %s: %s: %s", mark, type(outcome).__name__, outcome)
+                _log.warning("outbox not %s: %s: %s", mark, type(error).__name__, error)
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
             else:
-                done[mark] = {row["position"] for row in rows}
-        await _settle(connection, unpublished + unaudited, done)
-        self._metrics.depth.set(await connection.fetchval("select count(*) from outbox"))
-        return bool(done["published"] or done["audited"]), failed
+                backoff = POLL_SECONDS
+                await self._settle(mark, [row["position"] for row in rows])
 
-    async def _to_kafka(self, rows: Iterable[asyncpg.Record]) -> None:
-        events = [(row["topic"], row["key"].encode(), row["payload"].encode()) for row in rows]
-        if events:
-            await self._producer.send(events)
-            self._metrics.published.inc(len(events))
+    async def _waiting(self, mark: str) -> list[asyncpg.Record]:
+        query = f"select position, topic, key, payload from outbox where not {mark} order by position limit $1"  # noqa: S608
+        async with self._database.batch() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, BATCH_SIZE)
+            return rows
 
-    async def _to_audit(self, rows: Iterable[asyncpg.Record]) -> None:
-        documents: list[dict[str, Any]] = [json.loads(row["payload"]) for row in rows]
-        if documents:
-            await self._audit.write(documents)
-            self._metrics.audited.inc(len(documents))
+    async def _settle(self, mark: str, positions: list[int]) -> None:
+        """Mark what one sink has, and delete what both have; one at a time, or both could overlook the other."""
+        async with self._settling, self._database.batch() as connection:
+            update = f"update outbox set {mark} = true where position = any($1)"  # noqa: S608 - a literal
+            await connection.execute(update, positions)
+            await connection.execute(
+                "delete from outbox where position = any($1) and published and audited", positions
+            )
+
+    async def _to_kafka(self, rows: Sequence[asyncpg.Record]) -> None:
+        await self._producer.send([(row["topic"], row["key"].encode(), row["payload"].encode()) for row in rows])
+        self._metrics.published.inc(len(rows))
+
+    async def _to_audit(self, rows: Sequence[asyncpg.Record]) -> None:
+        await self._audit.write([json.loads(row["payload"]) for row in rows])
+        self._metrics.audited.inc(len(rows))
 
 
-_WAITING: Final = (
-    "select position, topic, key, payload, published, audited from outbox where not {mark} order by position limit $1"
-)
-
-
-async def _settle(
-    connection: asyncpg.Connection[asyncpg.Record],
-    rows: Iterable[asyncpg.Record],
-    done: dict[str, set[int]],
-) -> None:
-    """Delete what both sinks have; mark what only one has."""
-    finished: set[int] = set()
-    marks: dict[str, set[int]] = {"published": set(), "audited": set()}
-    for row in rows:
-        position = row["position"]
-        has = {mark for mark in marks if row[mark] or position in done[mark]}
-        if has == marks.keys():
-            finished.add(position)
-        else:
-            for mark in has:
-                marks[mark].add(position)
-    async with connection.transaction():
-        await connection.execute("delete from outbox where position = any($1)", list(finished))
-        for mark, positions in marks.items():
-            if positions:
-                await connection.execute(
-                    f"update outbox set {mark} = true where position = any($1)",  # noqa: S608 - a literal
-                    list(positions),
-                )
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -109,7 +109,7 @@ def server_options(host: str, port: int) -> dict[str, Any]:
 def main() -> int:
     """Serve until SIGTERM; 1 with one sentence when the service cannot start."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default=os.environ.get("HOST", "127.0.0.1"))
+    parser.add_argument("--host", default=os.environ.get("SERVICE_HOST", "127.0.0.1"))
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - where the service's main.py is

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 from shared.auth import Principal, ServiceTokens, UserTokens, bearer_token
 from shared.errors import AppError, UnauthorizedError, UnavailableError
+from shared.http.docs import install_docs
 from shared.http.edge import BODY_TIMEOUT_SECONDS, Edge
 from shared.http.json_body import decode_json
 from shared.http.problems import PROBLEM_SCHEMA, install_problem_handlers, problems
@@ -67,19 +68,20 @@ def create_api(
     health: APIRouter,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     trust_deadline: bool = True,
-    own_docs: bool = True,
+    own_document: bool = True,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
     """A FastAPI application with limits, problem documents, metrics and `health`.
 
-    `trust_deadline` takes the caller's deadline over; `own_docs` serves `/openapi.json` and `/docs`.
+    `trust_deadline` takes the caller's deadline over; without `own_document` somebody else serves `/openapi.json`.
     """
     app = FastAPI(
         title=title,
         description=description,
         version=version,
         lifespan=lifespan,
-        openapi_url="/openapi.json" if own_docs else None,
+        openapi_url="/openapi.json" if own_document else None,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -91,6 +93,7 @@ def create_api(
         body_timeout_seconds=body_timeout_seconds,
     )
     app.include_router(health)
+    install_docs(app)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

@@ -1,0 +1,271 @@
+"""A service on a real socket: hostile heads, forwarded headers, the end of the process."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from shared.serve import MAX_HEAD_BYTES, BoundedHeadProtocol
+from shared.settings import ROOT
+from shared.testing.servers import serving
+from shared.testing.waiting import eventually
+
+LIMIT_SECONDS = 5.0
+GET = b"GET /echo HTTP/1.1\r\nHost: service\r\n"
+
+Served = tuple[Process, str]
+Serve = Callable[[], Awaitable[Served]]
+
+
+class ImpatientProtocol(BoundedHeadProtocol):
+    """As every service's, with less patience."""
+
+    head_timeout_seconds = 0.2
+
+
+def echo_app() -> FastAPI:
+    app = FastAPI()
+
+    @app.api_route("/echo", methods=["GET", "POST"])
+    async def echo(request: Request) -> dict[str, object]:
+        body = await request.body()
+        return {
+            "client": request.client.host if request.client else None,
+            "scheme": request.url.scheme,
+            "body": len(body),
+            "x": request.headers.getlist("x"),
+        }
+
+    return app
+
+
+async def talk(url: str, *parts: bytes, pause: Callable[[], Awaitable[object]] | None = None) -> bytes:
+    """Everything that is answered to `parts` until the connection ends."""
+    reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            if pause is not None:
+                await pause()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def next_turn() -> None:
+    """Let the server read what was sent, so that the next part is another read."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="module")
+async def url() -> AsyncIterator[str]:
+    async with serving(echo_app()) as url:
+        yield url
+
+
+# ---------------------------------------------------------------------------------------------------------- heads
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(GET + b"X: " + b"a" * MAX_HEAD_BYTES, id="one-endless-header"),
+        pytest.param(GET + b"X: a\r\n" * 8_000, id="many-headers"),
+        pytest.param(b"GET /" + b"a" * MAX_HEAD_BYTES, id="endless-path"),
+        pytest.param(GET + b"X: " + b"a" * 40_000 + b"\r\n\r\n", id="complete-and-too-large"),
+        pytest.param(GET + b"X: a\r\n" * 8_000 + b"\r\n", id="complete-with-many-headers"),
+        pytest.param(b"GET /echo?" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", id="complete-with-long-query"),
+    ],
+)
+async def test_a_head_of_more_than_thirty_two_kilobytes_is_a_431(url: str, head: bytes) -> None:
+    answer = await talk(url, head)
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_a_head_that_comes_in_pieces_is_counted_as_one(url: str) -> None:
+    answer = await talk(url, GET, *[b"X: " + b"a" * 4_000 + b"\r\n"] * 9, b"\r\n", pause=next_turn)
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_head_of_thirty_kilobytes_is_answered_with_its_body(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        response = await client.post("/echo", content=b"b" * 60_000, headers={"X": "a" * 30_000})
+        again = await client.post("/echo", content=b"b" * 60_000, headers={"X": "a" * 30_000})
+
+    for each in (response, again):
+        assert (each.status_code, each.json()["body"], each.json()["x"]) == (200, 60_000, ["a" * 30_000])
+
+
+async def test_requests_one_after_another_on_a_connection_are_counted_each_by_itself(url: str) -> None:
+    request = GET + b"X: " + b"a" * 20_000 + b"\r\n\r\n"
+
+    answer = await talk(url, request * 3 + GET + b"Connection: close\r\n\r\n")
+
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /", GET, GET + b"X: a"], ids=["nothing", "path", "header", "value"])
+async def test_a_head_that_is_not_complete_in_time_is_a_408(start: bytes) -> None:
+    async with serving(echo_app(), http=ImpatientProtocol) as url:
+        answer = await talk(url, start)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer
+
+
+async def test_a_second_head_that_is_not_complete_in_time_is_a_408_too() -> None:
+    async with serving(echo_app(), http=ImpatientProtocol) as url:
+        answer = await talk(url, GET + b"\r\n" + GET)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 408 " in answer
+
+
+async def test_a_trailer_is_no_header_of_the_request(url: str) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nX: first\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = await talk(url, head + b"3\r\nabc\r\n0\r\nX: second\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"body":3' in answer
+    assert b'"x":["first"]' in answer
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01", id="tls"),
+        pytest.param(b"GET /echo HTTP/3.7\r\n\r\n", id="http-3.7"),
+        pytest.param(GET + b"Bad Header\r\n\r\n", id="no-colon"),
+        pytest.param(GET + b"X: a\x00b\r\n\r\n", id="nul-in-header"),
+        pytest.param(
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", id="two-lengths"
+        ),
+        pytest.param(
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            id="length-and-chunked",
+        ),
+        pytest.param(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", id="negative-length"),
+    ],
+)
+async def test_what_is_not_http_is_a_400_and_the_connection_ends(url: str, request_: bytes) -> None:
+    answer = await talk(url, request_)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_forwarded_headers_that_nobody_vouched_for_are_not_believed(url: str) -> None:
+    headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https", "Forwarded": "for=203.0.113.9"}
+    async with httpx.AsyncClient(base_url=url) as client:
+        response = await client.get("/echo", headers=headers)
+
+    assert (response.json()["client"], response.json()["scheme"]) == ("127.0.0.1", "http")
+    assert "server" not in response.headers
+
+
+# ----------------------------------------------------------------------------------------- the process of a service
+
+MAIN = """
+import asyncio
+from pathlib import Path
+from fastapi import FastAPI
+
+app = FastAPI()
+waiting = 0
+
+@app.get("/waiting")
+async def count() -> int:
+    return waiting
+
+@app.get("/wait")
+async def wait() -> str:
+    global waiting
+    waiting += 1
+    while not Path("go").exists():
+        await asyncio.sleep(0.01)
+    return "finished"
+"""
+
+
+@asynccontextmanager
+async def service(folder: Path, port: int = 0) -> AsyncIterator[Served]:
+    """`python -m shared.serve` in `folder`."""
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "shared.serve", "--port", str(port)),
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "HOST"} | {"PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_on_sigterm_requests_in_hand_are_finished_and_new_ones_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(MAIN)
+    async with service(tmp_path) as (process, url), httpx.AsyncClient(base_url=url) as client:
+
+        async def answer(path: str) -> str | None:
+            try:
+                async with httpx.AsyncClient(base_url=url) as fresh:
+                    return (await fresh.get(path)).text
+            except httpx.ConnectError:
+                return None
+
+        async def up() -> bool:
+            return await answer("/waiting") == "0"
+
+        async def in_hand() -> bool:
+            return await answer("/waiting") == "1"
+
+        async def refused() -> bool:
+            return await answer("/waiting") is None
+
+        await eventually(up)
+        waiting = asyncio.create_task(client.get("/wait"))
+        await eventually(in_hand)
+        process.send_signal(signal.SIGTERM)
+        await eventually(refused)
+        (tmp_path / "go").touch()
+        response = await waiting
+
+        assert (response.status_code, response.json()) == (200, "finished")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            assert await process.wait() == -signal.SIGTERM  # drained, then ended as asked
+
+
+async def test_a_service_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(
+        "from shared.settings import SettingsError\nraise SettingsError('POSTGRES_PORT: must be a port.')\n"
+    )
+    async with service(tmp_path) as (process, _):
+        async with asyncio.timeout(20):
+            _, errors = await process.communicate()
+
+    assert process.returncode == 1
+    assert errors == b"POSTGRES_PORT: must be a port.\n"
