@@ -75,9 +75,10 @@ class OrdersIn(BaseModel):
 
 
 class OrderOut(BaseModel):
-    """What became of one order; `code` says why it was declined."""
+    """What became of one order; `code` says why it was declined. A refund may be answered with its charge."""
 
     transaction_id: UUID
+    kind: Kind
     payment_id: UUID
     provider: str
     status: Literal["pending", "succeeded", "declined"]
@@ -113,6 +114,7 @@ def _order_out(row: PaymentRow) -> OrderOut:
     return OrderOut.model_validate(
         {
             "transaction_id": row.transaction_id,
+            "kind": row.kind,
             "payment_id": row.id,
             "provider": row.provider,
             "status": row.status,

@@ -1,7 +1,8 @@
 """Provider operations and what is known of them. Pure: no database, no clock, no network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from shared.money import Money
@@ -12,6 +13,9 @@ class Kind(StrEnum):
 
     CHARGE = "charge"
     REFUND = "refund"
+
+
+VOIDED: Final = "voided"
 
 
 class Status(StrEnum):
@@ -31,6 +35,11 @@ class Order:
     user_id: UUID
     method: str
     amount: Money
+
+
+def charge_of(order: Order) -> Order:
+    """The charge that a refund gives back."""
+    return replace(order, kind=Kind.CHARGE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,21 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from payment_gateway.domain import Answer, Order, Status, provider_of
+from payment_gateway.domain import VOIDED, Answer, Order, Status, provider_of
 from payment_gateway.models import PaymentRow
 from shared.ids import new_id
 
 
-async def open_payment(session: AsyncSession, order: Order) -> PaymentRow:
-    """The payment of this order: a new pending one, or the one that an earlier call has left."""
+async def open_payment(session: AsyncSession, order: Order, voided: bool = False) -> PaymentRow:
+    """The payment of this order: the one that an earlier call has left, or a new one.
+
+    A new one is pending; `voided` makes it a declined one instead, which refuses a charge that comes too late.
+    """
+    ended = {"status": Status.DECLINED, "decline_code": VOIDED} if voided else {}
     await session.execute(
         insert(PaymentRow)
         .values(
+            **ended,
             id=new_id(),
             transaction_id=order.transaction_id,
             kind=order.kind,

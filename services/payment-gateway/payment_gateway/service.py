@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from payment_gateway import models, queries
-from payment_gateway.domain import Order, Status
+from payment_gateway.domain import Kind, Order, Status, charge_of
 from payment_gateway.simulator import SandboxProvider
 from shared import outbox
 from shared.auth import Principal
@@ -28,7 +28,9 @@ class Payments:
 
     async def execute(self, orders: Sequence[Order]) -> list[models.PaymentRow]:
         """One payment an order, in order; raises OrderChangedError."""
-        return [await self._execute(order) for order in orders]
+        return [
+            await (self._refund(order) if order.kind is Kind.REFUND else self._execute(order)) for order in orders
+        ]
 
     async def get(self, caller: Principal, payment_id: UUID) -> models.PaymentRow:
         """One payment of the caller's, or any as admin; raises NotFoundError."""
@@ -37,6 +39,18 @@ class Payments:
         if row is None or (row.user_id != caller.user_id and caller.role != "admin"):
             raise NotFoundError("payment")
         return row
+
+    async def _refund(self, order: Order) -> models.PaymentRow:
+        """Give back what was charged, and see to it that nothing is charged afterwards.
+
+        The answer is the refund; where there is nothing to give back it is the charge that did not take place, and
+        where the charge is still unknown, that one.
+        """
+        async with self._database.transaction() as session:
+            charge = await queries.open_payment(session, charge_of(order), voided=True)
+        if charge.status == Status.PENDING:
+            charge = await self._execute(charge_of(order))
+        return await self._execute(order) if charge.status == Status.SUCCEEDED else charge
 
     async def _execute(self, order: Order) -> models.PaymentRow:
         async with self._database.transaction() as session:
@@ -51,8 +65,7 @@ class Payments:
         async with self._database.transaction() as session:
             settled = await queries.settle_payment(session, row.id, answer)
             if settled is None:
-                again = await queries.by_id(session, row.id)
-                return again or row
+                return await queries.by_id(session, row.id) or row
             await outbox.append(session, models.outbox, [_event(settled)])
         self._relay.wake()
         return settled

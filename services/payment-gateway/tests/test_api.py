@@ -36,6 +36,7 @@ async def test_a_charge_succeeds_with_the_providers_reference(client: httpx.Asyn
 
     assert outcome == {
         "transaction_id": charge["transaction_id"],
+        "kind": "charge",
         "payment_id": outcome["payment_id"],
         "provider": "stripe",
         "status": "succeeded",
@@ -100,6 +101,25 @@ async def test_a_refund_stands_beside_its_charge(client: httpx.AsyncClient) -> N
 
     assert [outcome["status"] for outcome in outcomes] == ["succeeded", "succeeded"]
     assert outcomes[0]["payment_id"] != outcomes[1]["payment_id"]
+
+
+async def test_where_nothing_was_charged_a_refund_keeps_it_so(client: httpx.AsyncClient) -> None:
+    charge = order(Person())
+
+    [refund] = (await execute(client, charge | {"kind": "refund"})).json()["outcomes"]
+    [late] = (await execute(client, charge)).json()["outcomes"]
+
+    assert (refund["kind"], refund["status"], refund["code"]) == ("charge", "declined", "voided")
+    assert late == refund
+
+
+async def test_a_declined_charge_has_nothing_to_give_back(client: httpx.AsyncClient) -> None:
+    charge = order(Person(), method="pm_card_chargeDeclined")
+
+    outcomes = (await execute(client, charge, charge | {"kind": "refund"})).json()["outcomes"]
+
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[1]["kind"], outcomes[1]["code"]) == ("charge", "card_declined")
 
 
 async def test_somebody_elses_payment_looks_like_none(client: httpx.AsyncClient) -> None:

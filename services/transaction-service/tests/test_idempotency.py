@@ -117,6 +117,8 @@ async def test_a_key_out_of_bounds_is_refused(bank: Bank, key: str) -> None:
     alice = Person()
     wallet = await bank.wallet(alice)
 
+    headers = alice.headers | {"Idempotency-Key": key}
+
     response = await bank.client.post(
         "/transactions/create",
         json={
@@ -126,7 +128,7 @@ async def test_a_key_out_of_bounds_is_refused(bank: Bank, key: str) -> None:
             "to_wallet_id": wallet,
             "payment_method": "credit_card",
         },
-        headers=[*alice.headers.items(), ("Idempotency-Key", key)],
+        headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
     )
 
     assert response.status_code == 422

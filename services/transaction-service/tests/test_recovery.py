@@ -133,3 +133,57 @@ async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(ban
 
     await eventually(answered)
     assert await bank.balances(source, target) == [7_500, 2_500]
+
+
+async def abandoned_deposit(bank: Bank, payment_gateway: Neighbour, alice: Person, wallet: str, posted: bool) -> UUID:
+    """A deposit whose process died after the charge, or after the posting; its lease is not over yet."""
+    transaction_id = new_id()
+    await bank.sql(
+        "insert into transactions.transactions (id, type, user_id, to_wallet_id, amount_minor, currency, "
+        "  payment_method, metadata, next_attempt_at) "
+        "values ($1, 'deposit', $2, $3::uuid, 2500, 'USD', 'credit_card', '{}', now() + interval '1 hour')",
+        transaction_id,
+        alice.id,
+        UUID(wallet),
+    )
+    common = {"user_id": str(alice.id), "amount_minor": 2_500, "currency": "USD"}
+    order = common | {"transaction_id": str(transaction_id), "kind": "charge", "method": "credit_card"}
+    await bank.internal(payment_gateway.url, "payment-gateway", "/internal/orders", {"orders": [order]})
+    if posted:
+        posting = common | {"id": str(transaction_id), "source": "external:stripe:USD", "target": wallet}
+        await bank.internal(bank.wallet_url, "wallet-service", "/internal/postings", {"postings": [posting]})
+    await bank.sql("update wallets.accounts set status = 'closed' where id = $1::uuid", wallet)
+    await bank.sql("update transactions.transactions set next_attempt_at = now() where id = $1", transaction_id)
+    return transaction_id
+
+
+async def test_a_charge_from_before_a_crash_is_given_back_when_the_wallet_is_closed_meanwhile(
+    bank: Bank, payment_gateway: Neighbour
+) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice)
+
+    transaction_id = await abandoned_deposit(bank, payment_gateway, alice, wallet, posted=False)
+
+    ended = await bank.ended(alice, str(transaction_id))
+    assert (ended["status"], ended["failure_code"]) == ("failed", "wallet_closed")
+    assert await bank.sql(
+        "select kind, status from payments.payments where transaction_id = $1 order by kind", transaction_id
+    ) == [("charge", "succeeded"), ("refund", "succeeded")]
+    assert await bank.balances(wallet) == [0]
+
+
+async def test_a_posting_from_before_a_crash_counts_even_when_the_wallet_is_closed_meanwhile(
+    bank: Bank, payment_gateway: Neighbour
+) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice)
+
+    transaction_id = await abandoned_deposit(bank, payment_gateway, alice, wallet, posted=True)
+
+    ended = await bank.ended(alice, str(transaction_id))
+    assert (ended["status"], ended["failure_code"]) == ("completed", None)
+    assert await bank.sql("select kind, status from payments.payments where transaction_id = $1", transaction_id) == [
+        ("charge", "succeeded")
+    ]
+    assert await bank.balances(wallet) == [2_500]

@@ -176,7 +176,8 @@ async def test_somebody_elses_wallet_cannot_be_debited_and_looks_like_none(bank:
     assert told(foreign) == told(missing) == told(into_nothing) == told(for_another)
     assert told(foreign)["code"] == "wallet_not_found"
     assert await bank.ledger() == before
-    assert await bank.sql("select 1 from payments.payments where user_id = $1", bob.id) == []
+    charges = await bank.sql("select status, decline_code from payments.payments where user_id = $1", bob.id)
+    assert charges == [("declined", "voided")]
 
 
 async def test_frozen_and_closed_wallets_and_other_currencies_are_refused(bank: Bank) -> None:

@@ -23,8 +23,9 @@ class LedgerOutcome:
 
 @dataclass(frozen=True, slots=True)
 class OrderOutcome:
-    """What payment-gateway says; `status` is pending, succeeded or declined."""
+    """What payment-gateway says of a charge or refund; `status` is pending, succeeded or declined."""
 
+    kind: str
     status: str
     provider: str
     code: str | None
@@ -37,7 +38,7 @@ class WalletClient:
         self._client = client
 
     async def check(self, deposits: Sequence[Transaction]) -> dict[UUID, LedgerOutcome]:
-        """What the ledger would refuse for owner, currency or status, asked before outside money moves."""
+        """Have the ledger refuse for good, before outside money moves, what breaks a rule of owner or status."""
         return await self._call("/internal/postings/check", deposits, {})
 
     async def post(
@@ -76,7 +77,7 @@ class PaymentClient:
         return await self._order("charge", transactions)
 
     async def refund(self, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
-        """Give each deposit's charge back, once."""
+        """Give each deposit's charge back, once; the answer is the charge where it took nothing."""
         return await self._order("refund", transactions)
 
     async def _order(self, kind: str, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
@@ -99,7 +100,9 @@ class PaymentClient:
             _log.warning("%s outcome unknown for %s transactions: %s", kind, len(orders), error)
             return {}
         return {
-            UUID(outcome["transaction_id"]): OrderOutcome(outcome["status"], outcome["provider"], outcome["code"])
+            UUID(outcome["transaction_id"]): OrderOutcome(
+                outcome["kind"], outcome["status"], outcome["provider"], outcome["code"]
+            )
             for outcome in answer["outcomes"]
         }
 

@@ -10,7 +10,7 @@ from shared.database import Database
 from shared.errors import AppError, NotFoundError
 from transaction_service import queries
 from transaction_service.answers import Answer, answer
-from transaction_service.clients import LedgerOutcome, PaymentClient, WalletClient
+from transaction_service.clients import LedgerOutcome, OrderOutcome, PaymentClient, WalletClient
 from transaction_service.domain import Command, Decision, Transaction, Type, failure_of_refusal
 from transaction_service.journal import Journal
 
@@ -93,23 +93,29 @@ class Transactions:
         return _decisions(await self._wallets.post(transfers, {}))
 
     async def _deposit(self, deposits: Sequence[Transaction]) -> list[Decision]:
-        """Check, charge, post; a charge that cannot be posted is given back before the deposit fails."""
+        """Check, charge, post. What the ledger refuses fails only after it is sure that nothing stays charged."""
         checks = await self._wallets.check(deposits)
-        decisions = _decisions({id_: outcome for id_, outcome in checks.items() if outcome.code})
         charges = await self._payments.charge([d for d in deposits if d.id in checks and not checks[d.id].code])
-        decisions += [
+        declined = [
             Decision(id_, failure_code=charge.code) for id_, charge in charges.items() if charge.status == "declined"
         ]
         charged = [d for d in deposits if d.id in charges and charges[d.id].status == "succeeded"]
-        outcomes = await self._wallets.post(charged, {d.id: charges[d.id].provider for d in charged})
-        refused = [d for d in charged if d.id in outcomes and outcomes[d.id].code]
-        refunds = await self._payments.refund(refused)
+        posted = await self._wallets.post(charged, {d.id: charges[d.id].provider for d in charged})
+        refused = {id_: outcome for id_, outcome in (checks | posted).items() if outcome.code}
+        refunds = await self._payments.refund([d for d in deposits if d.id in refused])
         settled = {
             id_: outcome
-            for id_, outcome in outcomes.items()
-            if not outcome.code or (id_ in refunds and refunds[id_].status == "succeeded")
+            for id_, outcome in (refused | posted).items()
+            if not outcome.code or (id_ in refunds and _nothing_stays_charged(refunds[id_]))
         }
-        return decisions + _decisions(settled)
+        return declined + _decisions(settled)
+
+
+def _nothing_stays_charged(refund: OrderOutcome) -> bool:
+    """The refund succeeded, or the charge took nothing. A refund that is declined waits for a person."""
+    if refund.status == "declined" and refund.kind == "refund":
+        _log.error("a refund was declined by %s: %s", refund.provider, refund.code)
+    return refund.status == ("succeeded" if refund.kind == "refund" else "declined")
 
 
 def _decisions(outcomes: Mapping[UUID, LedgerOutcome]) -> list[Decision]:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import HOST, serving
-from shared.testing.tokens import Person
+from shared.testing.tokens import Person, service_headers
 from shared.testing.waiting import eventually
 
 
@@ -38,14 +38,14 @@ class Bank:
 
     def __init__(self, client: httpx.AsyncClient, wallet_url: str, sandbox: Sandbox) -> None:
         self.client = client
-        self._wallet_url = wallet_url
+        self.wallet_url = wallet_url
         self._sandbox = sandbox
 
     async def wallet(self, owner: Person, balance: str = "0.00", currency: str = "USD") -> str:
         """A new wallet of the owner's, funded by a deposit."""
         async with httpx.AsyncClient() as client:
             response = await client.post(
-                f"{self._wallet_url}/wallets/create",
+                f"{self.wallet_url}/wallets/create",
                 json={"user_id": str(owner.id), "currency": currency},
                 headers=owner.headers,
             )
@@ -70,6 +70,13 @@ class Bank:
         """A transfer in dollars, unless `more` says otherwise."""
         body = {"amount": amount, "currency": "USD", "from_wallet_id": source, "to_wallet_id": target}
         return await self.create(caller, **({"transaction_type": "transfer"} | body | more))
+
+    async def internal(self, url: str, service: str, path: str, body: dict[str, Any]) -> None:
+        """Call a neighbour as transaction-service does."""
+        async with httpx.AsyncClient() as client:
+            headers = service_headers("transaction-service", service)
+            response = await client.post(url + path, json=body, headers=headers)
+        assert response.status_code == 200, response.text
 
     async def sql(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Run SQL as the owner of all schemas."""

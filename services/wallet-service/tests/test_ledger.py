@@ -208,23 +208,54 @@ async def test_batches_that_cross_each_other_neither_deadlock_nor_lose_money(
     await assert_invariants(rows)
 
 
-async def test_a_check_refuses_as_the_ledger_would_and_decides_nothing(
+async def test_a_check_refuses_as_the_ledger_would_and_moves_nothing(
     ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
 ) -> None:
     alice, bob = Person(), Person()
     mine, theirs = await open_wallet(alice, "CHF"), await open_wallet(bob, "CHF")
     before = await rows(EVERYTHING)
-
-    outcomes = await ledger.send(
+    good, foreign, mixed = (
         posting(alice, "external:any:CHF", mine, 100, "CHF"),
         posting(alice, "external:any:CHF", theirs, 100, "CHF"),
         posting(alice, "external:any:USD", mine, 100, "USD"),
-        path="/internal/postings/check",
     )
+
+    outcomes = await ledger.send(good, foreign, mixed, path="/internal/postings/check")
 
     assert [outcome["code"] for outcome in outcomes] == [None, "not_owner", "currency_mismatch"]
     assert await rows(EVERYTHING) == before
     assert await rows("select id from accounts where name = 'external:any:CHF'") == []
+    assert await rows("select id::text from postings where id = any($1::uuid[])", [good["id"], foreign["id"]]) == [
+        (foreign["id"],)
+    ]
+
+
+async def test_what_a_check_refused_can_never_be_posted(
+    ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    deposit = posting(alice, "external:stripe:USD", wallet_id, 100)
+    await rows("update accounts set status = 'closed' where id = $1::uuid", wallet_id)
+    [checked] = await ledger.send(deposit, path="/internal/postings/check")
+    await rows("update accounts set status = 'active' where id = $1::uuid", wallet_id)
+
+    [posted] = await ledger.send(deposit)
+
+    assert (checked["code"], posted["code"]) == ("closed", "closed")
+    assert await balance(rows, wallet_id) == 0
+
+
+async def test_a_check_knows_what_was_posted(ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    deposit = posting(alice, "external:stripe:USD", wallet_id, 100)
+    await ledger.send(deposit)
+    await rows("update accounts set status = 'closed' where id = $1::uuid", wallet_id)
+
+    [checked] = await ledger.send(deposit, path="/internal/postings/check")
+
+    assert (checked["status"], checked["code"]) == ("applied", None)
 
 
 @pytest.mark.parametrize(

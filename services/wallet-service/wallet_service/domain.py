@@ -167,8 +167,11 @@ class Book:
         return [self._known(posting) or self._decide(posting) for posting in postings]
 
     def check(self, postings: Iterable[Posting]) -> list[Outcome]:
-        """What `apply` would refuse for any reason but the balance; nothing is decided."""
-        return [self._check(posting) for posting in postings]
+        """Refuse what breaks a rule, for good, and let the rest stand undecided; no money moves.
+
+        What was decided before keeps its outcome, so whoever checks a posting that was applied learns of it.
+        """
+        return [self._known(posting) or self._check(posting) for posting in postings]
 
     def _known(self, posting: Posting) -> Outcome | None:
         known = self.outcomes.get(posting.id)
@@ -184,16 +187,19 @@ class Book:
             self.touched |= {source.id, target.id}
             self.entries += entries
             outcome = self._outcome(posting)
-        self.outcomes[posting.id] = outcome
-        self.decided.append(outcome)
-        return outcome
+        return self._remember(outcome)
 
     def _check(self, posting: Posting) -> Outcome:
         try:
             check(posting, *self._sides(posting))
         except RefusedError as error:
-            return self._refused(posting, error)
+            return self._remember(self._refused(posting, error))
         return self._outcome(posting)
+
+    def _remember(self, outcome: Outcome) -> Outcome:
+        self.outcomes[outcome.posting_id] = outcome
+        self.decided.append(outcome)
+        return outcome
 
     def _refused(self, posting: Posting, error: RefusedError) -> Outcome:
         return self._outcome(posting, error.refusal, error.available.minor if error.available else None)

@@ -21,7 +21,7 @@ _ACCOUNT_COLUMNS = "id, name, user_id, currency, status, balance_minor, held_min
 
 async def lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
     """The accounts, locked in the order of their ids; system accounts that are missing are made first."""
-    found = await _select_accounts(connection, refs, "for no key update")
+    found = await _select_accounts(connection, refs)
     missing = sorted({ref for ref in refs if ref.name and ref.id not in found}, key=lambda ref: ref.id)
     if missing:
         await connection.execute(
@@ -31,15 +31,15 @@ async def lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> di
             [ref.name for ref in missing],
             [ref.currency for ref in missing],
         )
-        found = await _select_accounts(connection, refs, "for no key update")
+        found = await _select_accounts(connection, refs)
     return found
 
 
-async def read_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
-    """The accounts as they are, unlocked; a system account that is missing is an empty one."""
-    found = await _select_accounts(connection, refs, "")
+async def lock_wallets(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
+    """The wallets, locked in the order of their ids; system accounts, which nothing is taken from, as empty ones."""
+    found = await _select_accounts(connection, [ref for ref in refs if ref.name is None])
     for ref in refs:
-        if ref.currency and ref.id not in found:
+        if ref.currency:
             zero = Money(0, ref.currency)
             found[ref.id] = Account(ref.id, ref.name, None, "active", zero, zero, 0)
     return found
@@ -101,9 +101,9 @@ async def update_accounts(connection: Asyncpg, accounts: Sequence[Account], now:
     )
 
 
-async def _select_accounts(connection: Asyncpg, refs: Collection[AccountRef], lock: str) -> dict[UUID, Account]:
+async def _select_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
     rows = await connection.fetch(
-        f"select {_ACCOUNT_COLUMNS} from accounts where id = any($1) order by id {lock}",
+        f"select {_ACCOUNT_COLUMNS} from accounts where id = any($1) order by id for no key update",
         sorted({ref.id for ref in refs}),
     )
     return {

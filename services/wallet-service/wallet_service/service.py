@@ -8,7 +8,7 @@ import asyncpg
 
 from shared import outbox
 from shared.auth import Principal
-from shared.database import Database, with_retries
+from shared.database import Asyncpg, Database, with_retries
 from shared.errors import ForbiddenError, NotFoundError
 from shared.events import OutgoingEvent, PostedEntry, WalletCreated, WalletsPosted
 from shared.outbox import Relay
@@ -30,9 +30,8 @@ class Ledger:
         return outcomes
 
     async def check(self, postings: Sequence[Posting]) -> list[Outcome]:
-        """Whether each posting would be refused for its owner, currency or status; nothing is decided."""
-        async with self._database.batch() as connection:
-            return Book(await queries.read_accounts(connection, _refs(postings))).check(postings)
+        """Refuse for good what breaks a rule of owner, currency or status, before outside money moves for it."""
+        return await with_retries(lambda: self._check(postings))
 
     async def _apply(self, postings: Sequence[Posting]) -> list[Outcome]:
         async with self._database.batch() as connection:
@@ -40,17 +39,26 @@ class Ledger:
             known, now = await queries.known_outcomes(connection, [posting.id for posting in postings])
             book = Book(accounts, known)
             outcomes = book.apply(postings)
-            if not book.decided:
-                return outcomes
-            stored = await queries.insert_postings(connection, book.decided)
-            if len(stored) < len(book.decided):
-                # Refused for want of a wallet, so without a common lock, and decided elsewhere at the same moment.
-                raise asyncpg.SerializationError("postings were decided meanwhile")
+            await self._store_decisions(connection, book)
             if book.entries:
                 await queries.insert_entries(connection, book.entries, now)
                 await queries.update_accounts(connection, [book.accounts[id_] for id_ in book.touched], now)
                 await outbox.append_batch(connection, _posted_events(postings, book))
             return outcomes
+
+    async def _check(self, postings: Sequence[Posting]) -> list[Outcome]:
+        async with self._database.batch() as connection:
+            accounts = await queries.lock_wallets(connection, _refs(postings))
+            known, _ = await queries.known_outcomes(connection, [posting.id for posting in postings])
+            book = Book(accounts, known)
+            outcomes = book.check(postings)
+            await self._store_decisions(connection, book)
+            return outcomes
+
+    async def _store_decisions(self, connection: Asyncpg, book: Book) -> None:
+        if book.decided and len(await queries.insert_postings(connection, book.decided)) < len(book.decided):
+            # Refused for want of a wallet, so without a common lock, and decided elsewhere at the same moment.
+            raise asyncpg.SerializationError("postings were decided meanwhile")
 
 
 class Wallets:
