@@ -1,5 +1,5 @@
 # Everything a developer does with the checkout. `make help` explains the targets.
-# Variables given to `make up` reach the services: make up RATE_LIMIT_PER_MINUTE=0 (after `make down`).
+# Variables given to `make up` reach the services: make up LOG_LEVEL=DEBUG (after `make down`).
 
 PYTHON ?= python3
 ARGS ?=

@@ -20,7 +20,7 @@ def problem(target):
     if os.name == "nt" or sys.platform.startswith(("win", "cygwin", "msys")):
         return "The platform does not run on Windows itself: use WSL2 (https://learn.microsoft.com/windows/wsl)."
     if sys.platform == "linux" and is_musl():
-        return "The embedded engines are not built for Alpine and other musl systems: use docker compose."
+        return "The embedded engines are not built for Alpine and other musl systems: use Docker with a Debian image."
     try:
         import ensurepip
         import venv

@@ -54,7 +54,7 @@ def unsupported() -> str:
     if sys.platform == "win32":
         return "The engines do not run on Windows itself: use WSL2, or docker compose."
     if sys.platform == "linux" and libc != "glibc":
-        return "The engines are not built for musl (Alpine): use docker compose."
+        return "The engines are not built for musl (Alpine): use Docker with a Debian image."
     return (
         f"The engines could not be installed for {platform.system()} on {platform.machine()}: "
         "they need Linux with glibc 2.28 or macOS 11, on x86-64 or ARM64, and a package index that answers."
