@@ -21,7 +21,7 @@ SAMPLES = {
 
 def sample(name: str) -> str:
     """The one curl command of the README that holds the mark of this sample."""
-    blocks = re.findall(r"```bash\n(curl -X POST .*?)```", README.read_text(), re.DOTALL)
+    blocks: list[str] = re.findall(r"```bash\n(curl -X POST .*?)```", README.read_text(), re.DOTALL)
     return next(block for block in blocks if SAMPLES[name] in block)
 
 
