@@ -75,7 +75,7 @@ class Consumer:
 
     async def _handle_record(self, record: Any) -> None:
         try:
-            envelope = Envelope.model_validate_json(record.value or b"")
+            await self._handle(Envelope.model_validate_json(record.value or b""))
         except ValidationError as error:
             _log.error(
                 "message passed over: topic %s, partition %s, offset %s: %s",
@@ -84,5 +84,3 @@ class Consumer:
                 record.offset,
                 error.errors(include_input=False, include_url=False)[0]["msg"],
             )
-            return
-        await self._handle(envelope)

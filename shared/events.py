@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -170,6 +170,27 @@ class OutgoingEvent:
             data=data.model_dump(mode="json"),
         )
         return cls(envelope.id, data.topic, str(subject), envelope.model_dump_json())
+
+
+_KNOWN: Final[dict[str, type[EventData]]] = {
+    kind.type: kind
+    for kind in (
+        UserRegistered,
+        WalletCreated,
+        WalletsPosted,
+        TransactionPending,
+        TransactionCompleted,
+        TransactionFailed,
+        PaymentSucceeded,
+        PaymentDeclined,
+    )
+}
+
+
+def data_of(envelope: Envelope) -> EventData | None:
+    """What the event says, or None for a type that is not known here; raises pydantic's ValidationError."""
+    kind = _KNOWN.get(envelope.type)
+    return kind.model_validate(envelope.data) if kind else None
 
 
 TOPICS: Sequence[str] = ("users.events", "wallets.events", "transactions.events", "payments.events")

@@ -11,8 +11,9 @@ from typing import Final
 import iso4217
 
 MAX_SIGNIFICANT_DIGITS: Final = 15
+MAX_MINOR: Final = 2**63 - 1  # what the database's BIGINT holds
 
-# Funds codes and metals have no decimals in the table and are not money that a wallet can hold.
+# Metals and codes for tests have no decimals in the table, and are no money that a wallet can hold.
 CURRENCIES: Final[dict[str, int]] = {
     currency.code: currency.exponent for currency in iso4217.Currency if currency.exponent is not None
 }
@@ -99,9 +100,12 @@ def parse_amount(value: object) -> Decimal:
 
 
 def to_money(amount: Decimal, currency: str) -> Money:
-    """`amount` major units as Money; raises InvalidAmountError when the currency has fewer decimals."""
+    """`amount` major units as Money; raises InvalidAmountError for too many decimals or too much money."""
     exponent = CURRENCIES[currency]
     decimals = -int(amount.as_tuple().exponent)
     if decimals > exponent:
         raise InvalidAmountError("amount_too_precise", f"{currency} has {exponent} decimals.")
-    return Money(int(amount.scaleb(exponent)), currency)
+    minor = int(amount.scaleb(exponent))
+    if minor > MAX_MINOR:
+        raise InvalidAmountError("amount_too_long", "Is more than can be recorded.")
+    return Money(minor, currency)

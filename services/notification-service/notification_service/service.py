@@ -5,7 +5,7 @@ import logging
 from notification_service import models
 from notification_service.domain import notices
 from shared.database import Database
-from shared.events import Envelope
+from shared.events import Envelope, data_of
 from shared.inbox import first_time
 
 _log = logging.getLogger(__name__)
@@ -18,8 +18,9 @@ class Notifications:
         self._database = database
 
     async def handle(self, event: Envelope) -> None:
-        """Say in the log what would be sent for this event."""
-        told = notices(event.type, event.data)
+        """Say in the log what would be sent for this event; raises ValidationError for one that makes no sense."""
+        data = data_of(event)
+        told = notices(event.type, data.model_dump(mode="json")) if data else []
         if not told:
             return
         async with self._database.transaction() as session:

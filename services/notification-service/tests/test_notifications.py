@@ -1,5 +1,6 @@
 """Who is told what, once."""
 
+import json
 import logging
 from collections.abc import AsyncIterator
 
@@ -55,6 +56,11 @@ def test_a_posting_by_itself_is_told_to_nobody() -> None:
     assert notices("wallets.posted.v1", data) == []
 
 
+def without_data(event: OutgoingEvent) -> bytes:
+    """A well-formed envelope of a known type with nothing in it."""
+    return json.dumps(json.loads(event.payload) | {"id": str(new_id()), "data": {}}).encode()
+
+
 class Lines(logging.Handler):
     """Remembers what would be sent."""
 
@@ -95,6 +101,7 @@ async def test_events_off_the_broker_are_told_once_and_rubbish_is_passed_over(sa
             [
                 ("users.events", b"rubbish", b"{not json"),
                 ("users.events", b"rubbish", b'{"specversion": "1.0"}'),
+                ("users.events", registered.key.encode(), without_data(registered)),
                 ("users.events", registered.key.encode(), registered.payload.encode()),
                 ("users.events", registered.key.encode(), registered.payload.encode()),
                 ("transactions.events", sent.key.encode(), sent.payload.encode()),

@@ -14,10 +14,9 @@ from shared.errors import AppError
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, UtcTime
-from shared.money import Money
+from shared.money import MAX_MINOR, Money
 
 MAX_ORDERS = 256
-MAX_MINOR = 10**15
 
 
 class PaymentOut(BaseModel):
@@ -62,7 +61,7 @@ class OrderIn(BaseModel):
     kind: Kind
     user_id: UUID
     method: Annotated[str, Field(min_length=1, max_length=64)]
-    amount_minor: Annotated[int, Field(gt=0, lt=MAX_MINOR)]
+    amount_minor: Annotated[int, Field(gt=0, le=MAX_MINOR)]
     currency: CurrencyCode
 
 

@@ -271,7 +271,14 @@ async def test_what_is_no_amount_is_refused_without_an_echo(bank: Bank, literal:
 
 @pytest.mark.parametrize(
     ("currency", "amount", "minor"),
-    [("USD", "0.01", 1), ("JPY", "7", 7), ("KWD", "0.001", 1), ("USD", 9007199254740.93, 900719925474093)],
+    [
+        ("USD", "0.01", 1),
+        ("JPY", "7", 7),
+        ("KWD", "0.001", 1),
+        ("USD", 9007199254740.93, 900719925474093),
+        ("USD", "999999999999999", 99999999999999900),
+        ("KWD", "999999999999.999", 999999999999999),
+    ],
 )
 async def test_amounts_are_exact_in_every_currency(bank: Bank, currency: str, amount: object, minor: int) -> None:
     alice = Person()
@@ -281,6 +288,33 @@ async def test_amounts_are_exact_in_every_currency(bank: Bank, currency: str, am
 
     assert response.status_code == 201, response.text
     assert await bank.balances(wallet) == [minor]
+
+
+async def test_more_than_can_be_recorded_is_refused(bank: Bank) -> None:
+    """The Unidad de Fomento has four decimals: fifteen digits before them are more than 63 bits."""
+    alice = Person()
+    wallet = await bank.wallet(alice, currency="CLF")
+
+    response = await bank.deposit(alice, wallet, "999999999999999", currency="CLF")
+
+    assert response.status_code == 422
+    assert [(error["field"], error["code"]) for error in response.json()["errors"]] == [("amount", "amount_too_long")]
+    assert await bank.balances(wallet) == [0]
+
+
+async def test_a_wallet_that_is_full_gives_the_charge_back(bank: Bank) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice, currency="CLF")
+    assert (await bank.deposit(alice, wallet, "900000000000000", currency="CLF")).status_code == 201
+
+    response = await bank.deposit(alice, wallet, "100000000000000", currency="CLF")
+
+    assert (response.status_code, response.json()["code"]) == (402, "balance_limit")
+    assert await bank.sql(
+        "select kind, status from payments.payments where transaction_id = $1::uuid order by kind",
+        response.json()["transaction_id"],
+    ) == [("charge", "succeeded"), ("refund", "succeeded")]
+    assert await bank.balances(wallet) == [9_000_000_000_000_000_000]
 
 
 @pytest.mark.parametrize("amount", ["1.5", 1.5])

@@ -62,6 +62,7 @@ _REFUSALS: Final = {
     "wallet_frozen": (402, "The wallet is frozen."),
     "wallet_closed": (402, "The wallet is closed."),
     "insufficient_funds": (402, "There is not enough money in the wallet."),
+    "balance_limit": (402, "The wallet cannot hold that much."),
 }
 
 

@@ -62,7 +62,7 @@ class CreateIn(BaseModel):
             try:
                 to_money(amount, info.data["currency"])
             except InvalidAmountError as error:
-                raise PydanticCustomError("amount_too_precise", "Has more decimals than the currency.") from error
+                raise PydanticCustomError(error.code, "{reason}", {"reason": str(error)}) from error
         return amount
 
     @property

@@ -105,6 +105,7 @@ _FAILURES: Final = {
     "closed": "wallet_closed",
     "currency_mismatch": "currency_mismatch",
     "insufficient_funds": "insufficient_funds",
+    "balance_limit": "balance_limit",
 }
 
 

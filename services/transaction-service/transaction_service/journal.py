@@ -31,7 +31,6 @@ from transaction_service.domain import (
 CREATE: Final = "transactions.create"
 # The request's deadline and a margin: until then whoever opened a transaction is taken to be at work on it.
 LEASE_SECONDS: Final = 25.0
-RETRY_SECONDS: Final = 1.0
 SWEEP_LIMIT: Final = 100
 
 
@@ -110,7 +109,7 @@ class Journal:
     async def _wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         ids = [transaction.id for transaction in transactions]
         async with self._database.batch() as connection:
-            waiting = await queries.announce_waiting(connection, ids, RETRY_SECONDS)
+            waiting = await queries.begin_waiting(connection, ids)
             if waiting:
                 await queries.store_answers(connection, [(id_, answer(t)) for id_, t in waiting.items()])
                 await outbox.append_batch(connection, [_event(transaction) for transaction in waiting.values()])

@@ -112,10 +112,9 @@ async def claim(connection: Asyncpg, transaction_ids: Collection[UUID], lease_se
 
 
 async def claim_due(connection: Asyncpg, limit: int, lease_seconds: float) -> list[Transaction]:
-    """At most `limit` open transactions whose time has come, leased with a back-off that doubles."""
+    """At most `limit` open transactions whose time has come, leased to the caller."""
     rows = await connection.fetch(
-        "update transactions t set attempts = t.attempts + 1, next_attempt_at = now() "
-        "  + make_interval(secs => $2 + least(60, power(2, least(t.attempts, 6))) * (0.5 + random() / 2)) "
+        "update transactions t set attempts = t.attempts + 1, next_attempt_at = now() + make_interval(secs => $2) "
         "from (select id from transactions where status = 'pending' and next_attempt_at <= now() "
         "      order by next_attempt_at limit $1 for no key update skip locked) due "
         f"where t.id = due.id returning {_RETURNED}",
@@ -143,15 +142,18 @@ async def close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID
     return {row["id"]: _transaction(row) for row in rows}
 
 
-async def announce_waiting(
-    connection: Asyncpg, transaction_ids: Collection[UUID], retry_seconds: float
-) -> dict[UUID, Transaction]:
-    """Those that begin to wait now; the sweeper takes them up after `retry_seconds`."""
+async def begin_waiting(connection: Asyncpg, transaction_ids: Collection[UUID]) -> dict[UUID, Transaction]:
+    """Leave what is pending to the sweeper, with a back-off that doubles to a minute; answers what waits from now."""
+    await connection.execute(
+        "update transactions set next_attempt_at = now() "
+        "  + make_interval(secs => least(60, power(2, least(attempts, 6))) * (0.5 + random() / 2)) "
+        "where id = any($1) and status = 'pending'",
+        list(transaction_ids),
+    )
     rows = await connection.fetch(
-        "update transactions t set event_sequence = 1, next_attempt_at = now() + make_interval(secs => $2) "
+        "update transactions t set event_sequence = 1 "
         f"where id = any($1) and status = 'pending' and event_sequence = 0 returning {_RETURNED}",
         list(transaction_ids),
-        retry_seconds,
     )
     return {row["id"]: _transaction(row) for row in rows}
 

@@ -94,6 +94,17 @@ def test_money_from_outside_goes_only_to_a_wallet_of_the_caller() -> None:
     assert decide(external, theirs, posting=wish(external, theirs, usd(500))) == (Refusal.NOT_OWNER, 0)
 
 
+def test_no_balance_grows_beyond_what_can_be_recorded() -> None:
+    external = Account(new_id(), "external:stripe:USD", None, "active", usd(0), usd(0), 0)
+    full, rich, poor = wallet(ALICE, 2**63 - 10), wallet(ALICE, 100), wallet(ALICE, 0)
+    drained = Account(new_id(), "external:paypal:USD", None, "active", usd(10 - 2**63), usd(0), 0)
+
+    assert decide(external, full, posting=wish(external, full, usd(9))) == (None, 2)
+    assert decide(external, full, posting=wish(external, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
+    assert decide(rich, full, posting=wish(rich, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
+    assert decide(drained, poor, posting=wish(drained, poor, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
+
+
 def test_two_halves_of_one_batch_cannot_spend_the_same_money() -> None:
     source, target = wallet(ALICE, 100), wallet(BOB, 0)
     book = Book({source.id: source, target.id: target})

@@ -11,13 +11,12 @@ from shared.auth import Principal, ServiceTokens, UserTokens
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, PageLimit, UtcTime
-from shared.money import Money
+from shared.money import MAX_MINOR, Money
 from wallet_service.domain import AccountRef, Outcome, Posting, UnknownAccountError, account_ref
 from wallet_service.models import AccountRow, EntryRow
 from wallet_service.service import Ledger, Wallets
 
 MAX_POSTINGS = 256
-MAX_MINOR = 10**15
 
 
 class WalletIn(BaseModel):
@@ -140,7 +139,7 @@ class PostingIn(BaseModel):
     user_id: UUID
     source: Account
     target: Account
-    amount_minor: Annotated[int, Field(gt=0, lt=MAX_MINOR)]
+    amount_minor: Annotated[int, Field(gt=0, le=MAX_MINOR)]
     currency: CurrencyCode
 
 

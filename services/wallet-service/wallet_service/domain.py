@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID, uuid5
 
 from shared.errors import AppError
-from shared.money import CURRENCIES, Money
+from shared.money import CURRENCIES, MAX_MINOR, Money
 
 _SYSTEM_ACCOUNTS: Final = UUID("6f0c1f5e-9d6b-5c6b-8a51-0f4a8f1f7f00")
 _SYSTEM_KINDS: Final = {"external": 3, "fees": 2}
@@ -22,6 +22,7 @@ class Refusal(StrEnum):
     CLOSED = "closed"
     CURRENCY_MISMATCH = "currency_mismatch"
     INSUFFICIENT_FUNDS = "insufficient_funds"
+    BALANCE_LIMIT = "balance_limit"
 
 
 class RefusedError(Exception):
@@ -140,6 +141,8 @@ def post(posting: Posting, source: Account | None, target: Account | None) -> tu
     source, target = check(posting, source, target)
     if source.user_id is not None and source.available < posting.amount:
         raise RefusedError(Refusal.INSUFFICIENT_FUNDS, available=source.available)
+    if max(-(source.balance.minor - posting.amount.minor), target.balance.minor + posting.amount.minor) > MAX_MINOR:
+        raise RefusedError(Refusal.BALANCE_LIMIT)
     source = replace(source, balance=source.balance - posting.amount, version=source.version + 1)
     target = replace(target, balance=target.balance + posting.amount, version=target.version + 1)
     return (
