@@ -1,4 +1,5 @@
 import ast
+import os
 import re
 import runpy
 import subprocess
@@ -14,8 +15,17 @@ PREFLIGHT = CHECKOUT / "scripts" / "preflight.py"
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A make of its own, whether or not the tests themselves run under one."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    }
     return subprocess.run(
-        ["make", "--no-print-directory", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False
+        ["make", "--no-print-directory", *arguments],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -10,8 +10,6 @@ from shared.ids import new_id
 from shared.testing.sandbox import Sandbox
 from shared.testing.tokens import Person, service_headers
 
-SERVICE = service_headers("transaction-service", "payment-gateway")
-
 
 def order(owner: Person, **change: Any) -> dict[str, Any]:
     return {
@@ -25,7 +23,8 @@ def order(owner: Person, **change: Any) -> dict[str, Any]:
 
 
 async def execute(client: httpx.AsyncClient, *orders: dict[str, Any]) -> httpx.Response:
-    return await client.post("/internal/orders", json={"orders": orders}, headers=SERVICE)
+    headers = service_headers("transaction-service", "payment-gateway")
+    return await client.post("/internal/orders", json={"orders": orders}, headers=headers)
 
 
 async def test_a_charge_succeeds_with_the_providers_reference(client: httpx.AsyncClient) -> None:

@@ -1,7 +1,6 @@
 """The journal: what people asked for, what became of it, and what they were told, each in one commit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -34,13 +33,8 @@ LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a command has become: a transaction to carry out, an answer from before, or a refusal."""
-
-    transaction: Transaction | None = None
-    answer: Answer | None = None
-    refusal: AppError | None = None
+# What a command becomes: a transaction to carry out, the answer from before, or a refusal.
+Opened = Transaction | Answer | AppError
 
 
 class Journal:
@@ -85,9 +79,7 @@ class Journal:
             repeats = [command for command, id_ in keyed if id_ not in won]
             known = await queries.known_keys(connection, CREATE, repeats) if repeats else {}
             resumed = await self._resume(connection, known)
-            return [
-                Opened(opened[id_]) if id_ in opened else _repeat(command, known, resumed) for command, id_ in items
-            ]
+            return [opened.get(id_) or _repeat(command, known, resumed) for command, id_ in items]
 
     async def _resume(self, connection: Asyncpg, known: dict[tuple[UUID, str], queries.KnownKey]) -> set[UUID]:
         """The unanswered transactions that a crash has left, taken up again."""
@@ -120,14 +112,14 @@ def _repeat(command: Command, known: dict[tuple[UUID, str], queries.KnownKey], r
     """What a command gets whose key was taken; a key that vanished meanwhile is as good as one in use."""
     key = known.get((command.user_id, command.key or ""))
     if key is None:
-        return Opened(refusal=IdempotencyKeyInUseError())
+        return IdempotencyKeyInUseError()
     if key.fingerprint != command.fingerprint():
-        return Opened(refusal=IdempotencyKeyReusedError())
+        return IdempotencyKeyReusedError()
     if key.answer is not None:
-        return Opened(answer=key.answer)
+        return key.answer
     if key.transaction.id in resumed:
-        return Opened(key.transaction)
-    return Opened(refusal=IdempotencyKeyInUseError())
+        return key.transaction
+    return IdempotencyKeyInUseError()
 
 
 _EVENTS: Final = {Status.PENDING: TransactionPending, Status.COMPLETED: TransactionCompleted}

@@ -33,15 +33,9 @@ class Transactions:
         Once a command is on record it runs on, whether or not the caller still listens.
         """
         opened = await self._journal.open(commands)
-        to_run = [item.transaction for item in opened if item.transaction is not None]
+        to_run = [item for item in opened if isinstance(item, Transaction)]
         ended = await self._run_to_the_end(to_run) if to_run else {}
-        answers: list[Answer | AppError] = []
-        for item in opened:
-            if item.transaction is not None:
-                answers.append(answer(ended.get(item.transaction.id, item.transaction)))
-            else:
-                answers.append(item.answer or item.refusal or AppError("internal_error", 500, "No outcome."))
-        return answers
+        return [answer(ended.get(item.id, item)) if isinstance(item, Transaction) else item for item in opened]
 
     async def resume_due(self) -> int:
         """Take up what a crash or an outage left open; how many there were."""
