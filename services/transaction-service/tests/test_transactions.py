@@ -180,6 +180,22 @@ async def test_somebody_elses_wallet_cannot_be_debited_and_looks_like_none(bank:
     assert charges == [("declined", "voided")]
 
 
+async def test_money_cannot_be_taken_from_nowhere(bank: Bank) -> None:
+    """The id of a system account is no secret; as a wallet it does not exist."""
+    alice = Person()
+    wallet = await bank.wallet(alice, "10.00")
+    [(external,)] = await bank.sql("select id::text from wallets.accounts where name = 'external:stripe:USD'")
+    before = await bank.ledger()
+
+    created = await bank.transfer(alice, external, wallet, "1000000.00")
+    destroyed = await bank.transfer(alice, wallet, external, "1.00")
+    deposited = await bank.deposit(alice, external, "1.00")
+
+    for response in (created, destroyed, deposited):
+        assert (response.status_code, response.json()["code"]) == (404, "wallet_not_found")
+    assert await bank.ledger() == before
+
+
 async def test_frozen_and_closed_wallets_and_other_currencies_are_refused(bank: Bank) -> None:
     alice, bob = Person(), Person()
     source, target, euros = (

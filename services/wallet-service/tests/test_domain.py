@@ -31,7 +31,7 @@ def wallet(owner: UUID | None, minor: int, currency: str = "USD", status: str = 
 
 
 def wish(source: Account, target: Account, amount: Money, caller: UUID = ALICE) -> Posting:
-    return Posting(new_id(), caller, AccountRef(source.id), AccountRef(target.id), amount)
+    return Posting(new_id(), caller, AccountRef(source.id, source.name), AccountRef(target.id, target.name), amount)
 
 
 def decide(*accounts: Account, posting: Posting) -> tuple[Refusal | None, int]:
@@ -103,6 +103,16 @@ def test_no_balance_grows_beyond_what_can_be_recorded() -> None:
     assert decide(external, full, posting=wish(external, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
     assert decide(rich, full, posting=wish(rich, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
     assert decide(drained, poor, posting=wish(drained, poor, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
+
+
+def test_a_system_account_is_not_meant_by_its_id_alone() -> None:
+    external = Account(new_id(), "external:stripe:USD", None, "active", usd(0), usd(0), 0)
+    mine = wallet(ALICE, 100)
+    out = Posting(new_id(), ALICE, AccountRef(external.id), AccountRef(mine.id), usd(10))
+    into = Posting(new_id(), ALICE, AccountRef(mine.id), AccountRef(external.id), usd(10))
+
+    assert decide(external, mine, posting=out) == (Refusal.WALLET_NOT_FOUND, 0)
+    assert decide(external, mine, posting=into) == (Refusal.WALLET_NOT_FOUND, 0)
 
 
 def test_two_halves_of_one_batch_cannot_spend_the_same_money() -> None:

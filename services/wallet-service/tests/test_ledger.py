@@ -11,6 +11,7 @@ import pytest
 from shared.ids import new_id
 from shared.testing.sandbox import Sandbox
 from shared.testing.tokens import Person, service_headers
+from wallet_service.domain import account_ref
 from wallet_service.testing import LedgerClient, OpenWallet, Rows, posting
 
 EVERYTHING = """
@@ -69,7 +70,6 @@ async def test_a_transfer_moves_money_and_a_repeat_does_not(
         "status": "applied",
         "code": None,
         "available_minor": None,
-        "source_user_id": str(alice.id),
         "target_user_id": str(bob.id),
     }
     assert (await balance(rows, source), await balance(rows, target)) == (7_500, 2_500)
@@ -129,6 +129,43 @@ async def test_each_refusal_leaves_the_ledger_as_it_was(
         "not_owner",
     ]
     assert await rows(EVERYTHING) == before
+
+
+async def test_a_system_account_cannot_be_named_by_its_id(
+    ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
+) -> None:
+    """Its id follows from its name, so anybody can work it out."""
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    await ledger.fund(alice, wallet_id, 1_000)
+    external = str(account_ref("external:stripe:USD").id)
+    before = await rows(EVERYTHING)
+
+    outcomes = await ledger.send(
+        posting(alice, external, wallet_id, 100_000_000), posting(alice, wallet_id, external, 100)
+    )
+
+    assert [outcome["code"] for outcome in outcomes] == ["wallet_not_found", "wallet_not_found"]
+    assert await rows(EVERYTHING) == before
+
+
+async def test_no_entry_is_older_than_the_one_before_it(
+    ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
+) -> None:
+    """Whatever the server's clock does meanwhile."""
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    await ledger.fund(alice, wallet_id, 1_000)
+    await rows("update accounts set last_entry_at = now() + interval '2 hours' where id = $1::uuid", wallet_id)
+
+    await ledger.fund(alice, wallet_id, 1_000)
+
+    [(not_before,)] = await rows(
+        "select e.created_at >= now() + interval '1 hour 59 minutes' from entries e "
+        "where account_id = $1::uuid and version = 2",
+        wallet_id,
+    )
+    assert not_before is True
 
 
 async def test_one_bad_item_is_not_its_neighbours_problem(

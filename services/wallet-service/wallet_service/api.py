@@ -158,7 +158,6 @@ class OutcomeOut(BaseModel):
     status: Literal["applied", "refused"]
     code: str | None
     available_minor: int | None
-    source_user_id: UUID | None
     target_user_id: UUID | None
 
 
@@ -195,7 +194,6 @@ def _outcomes_out(outcomes: list[Outcome]) -> OutcomesOut:
                 status="refused" if outcome.refusal else "applied",
                 code=outcome.refusal,
                 available_minor=outcome.available_minor,
-                source_user_id=outcome.source_user_id,
                 target_user_id=outcome.target_user_id,
             )
             for outcome in outcomes

@@ -98,12 +98,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a posting; owners are known where the wallets are."""
+    """What became of a posting; who is paid is known where the target is a wallet."""
 
     posting_id: UUID
     refusal: Refusal | None = None
     available_minor: int | None = None
-    source_user_id: UUID | None = None
     target_user_id: UUID | None = None
 
 
@@ -210,14 +209,13 @@ class Book:
     def _outcome(
         self, posting: Posting, refusal: Refusal | None = None, available_minor: int | None = None
     ) -> Outcome:
-        source, target = self._sides(posting)
-        return Outcome(
-            posting.id,
-            refusal,
-            available_minor,
-            source.user_id if source else None,
-            target.user_id if target else None,
-        )
+        target = self._side(posting.target)
+        return Outcome(posting.id, refusal, available_minor, target.user_id if target else None)
 
     def _sides(self, posting: Posting) -> tuple[Account | None, Account | None]:
-        return self.accounts.get(posting.source.id), self.accounts.get(posting.target.id)
+        return self._side(posting.source), self._side(posting.target)
+
+    def _side(self, ref: AccountRef) -> Account | None:
+        """A system account is meant only by its name, which no caller can give: its id is no secret."""
+        account = self.accounts.get(ref.id)
+        return account if account is not None and account.name == ref.name else None
