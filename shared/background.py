@@ -2,14 +2,21 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+Worker = Callable[[], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
 
 @asynccontextmanager
-async def running(*workers: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def running(*workers: Worker) -> AsyncIterator[None]:
     """Run each worker as a task for the length of the block, then cancel it and wait for its end."""
     tasks = [asyncio.ensure_future(worker()) for worker in workers]
+    for task in tasks:
+        task.add_done_callback(_report_end)
     try:
         yield
     finally:
@@ -17,3 +24,9 @@ async def running(*workers: Callable[[], Awaitable[None]]) -> AsyncIterator[None
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _report_end(task: asyncio.Future[None]) -> None:
+    """A worker runs until it is cancelled; one that ends by itself is a bug that somebody has to hear of."""
+    if not task.cancelled():
+        _log.critical("a background worker has ended", exc_info=task.exception())

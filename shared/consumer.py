@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
-from pydantic import ValidationError
 
 from shared.events import Envelope
 from shared.kafka import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics
@@ -16,6 +15,7 @@ from shared.settings import DatabaseSettings
 
 POLL_MS: Final = 1000
 MAX_RECORDS: Final = 500
+MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 10.0
 
 Handler = Callable[[Envelope], Awaitable[None]]
@@ -32,17 +32,17 @@ class Consumer:
         self._topics = [settings.kafka_topic_prefix + topic for topic in topics]
         self._replication_factor = settings.kafka_replication_factor
         self._handle = handle
+        self._backoff = MIN_BACKOFF_SECONDS
 
     async def run(self) -> None:
         """Consume through any outage; what was not committed is read again."""
-        backoff = 0.5
         while True:
             try:
                 await self._consume()
             except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
                 _log.warning("consumer interrupted: %s: %s", type(error).__name__, error)
-                await asyncio.sleep(backoff)
-                backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+                await asyncio.sleep(self._backoff)
+                self._backoff = min(self._backoff * 2, MAX_BACKOFF_SECONDS)
 
     async def check(self) -> None:
         """Raises when no broker answers within a second."""
@@ -68,6 +68,7 @@ class Consumer:
                         await self._handle_record(record)
                 if batches:
                     await consumer.commit()
+                    self._backoff = MIN_BACKOFF_SECONDS
         finally:
             with contextlib.suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
@@ -76,11 +77,15 @@ class Consumer:
     async def _handle_record(self, record: Any) -> None:
         try:
             await self._handle(Envelope.model_validate_json(record.value or b""))
-        except ValidationError as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:  # a message that makes no sense; pydantic's are ValueErrors
             _log.error(
                 "message passed over: topic %s, partition %s, offset %s: %s",
                 record.topic,
                 record.partition,
                 record.offset,
-                error.errors(include_input=False, include_url=False)[0]["msg"],
+                type(error).__name__,
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +28,7 @@ CONNECT_TIMEOUT_SECONDS: Final = 3.0
 COMMAND_TIMEOUT_SECONDS: Final = 5.0
 POOL_TIMEOUT_SECONDS: Final = 3.0
 MAX_ATTEMPTS: Final = 3
+MIGRATION_WAIT_SECONDS: Final = 60
 
 # The server's own bounds, so that a frozen client or a lost network never keeps a lock.
 _SERVER_BOUNDS: Final = {
@@ -41,6 +44,12 @@ else:
     Asyncpg = asyncpg.Connection
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
+
+class CommitUnknownError(ConnectionError):
+    """The connection was lost during COMMIT: the work may be done or not, and has to be tried under the same ids."""
+
 
 class Database:
     """One service's way to its schema; every connection takes the service's own role.
@@ -55,6 +64,8 @@ class Database:
             "role": settings.role,
             "search_path": settings.schema_name,
             "application_name": settings.service,
+            # A plan cached while a table was empty scans it for ever.
+            "plan_cache_mode": "force_custom_plan",
         }
         self._engine = create_async_engine(
             self._url,
@@ -95,12 +106,19 @@ class Database:
         """An asyncpg connection in a transaction that ends with the block."""
         if self._pool is None:
             raise RuntimeError("open() comes first")
-        async with (
-            _translated(),
-            self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS) as connection,
-            connection.transaction(),
-        ):
-            yield connection
+        async with _translated(), self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS) as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except BaseException:
+                with contextlib.suppress(*_GONE, OSError):  # what is gone has rolled back by itself
+                    await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except (*_GONE, OSError) as error:
+                raise CommitUnknownError("the database did not say whether it committed") from error
 
     async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
         """A connection of one's own, outside the pool, for what holds a session-level lock."""
@@ -139,23 +157,39 @@ async def _translated() -> AsyncIterator[None]:
         raise ConnectionError("the database is not available") from error
 
 
+# asyncpg's InterfaceError says, among other things, that a connection is closed.
 _GONE: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InterfaceError,
     asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
 
 
 async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Run `work`, a whole transaction, again after a deadlock or serialization failure; three times at most."""
-    for attempt in range(1, MAX_ATTEMPTS):
+    """Run `work`, a whole transaction that may be repeated, again after a deadlock, a serialization failure or an
+    unknown COMMIT; three times at most.
+
+    Raises CommitUnknownError when it may have been done and the database is not there to ask.
+    """
+    unknown: CommitUnknownError | None = None
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return await work()
+        except CommitUnknownError as error:
+            unknown = error
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 - jitter, not a secret
-    return await work()
+            if attempt == MAX_ATTEMPTS:
+                raise
+        except OSError as error:
+            if unknown is None:
+                raise
+            _log.warning("the outcome of a commit is still unknown: %s", error)
+        await asyncio.sleep(random.uniform(0.01, 0.05) * attempt)  # noqa: S311 - jitter, not a secret
+    raise unknown or AssertionError("unreachable")
 
 
 # ---------------------------------------------------------------------------------------- migrations
@@ -194,8 +228,10 @@ def run_migrations(settings: DatabaseSettings, metadata: MetaData) -> None:
             include_name=lambda name, kind, _: kind != "schema" or name == settings.schema_name,
             transaction_per_migration=True,
         )
+        lock = f"{_MIGRATION_LOCK}, hashtext('{settings.schema_name}')"
+        connection.execute(text(f"set lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
+        connection.execute(text(f"select pg_advisory_lock({lock})"))
         connection.execute(text("set lock_timeout = '5s'"))
-        connection.execute(text(f"select pg_advisory_lock({_MIGRATION_LOCK})"))
         connection.execute(text(f"create schema if not exists {settings.schema_name}"))
         for statement in _role_statements(settings):
             connection.execute(text(statement))
@@ -204,7 +240,7 @@ def run_migrations(settings: DatabaseSettings, metadata: MetaData) -> None:
             with context.begin_transaction():
                 context.run_migrations()
         finally:
-            connection.execute(text(f"select pg_advisory_unlock({_MIGRATION_LOCK})"))
+            connection.execute(text(f"select pg_advisory_unlock({lock})"))
             connection.commit()
 
     given: Connection | None = context.config.attributes.get("connection")
@@ -232,17 +268,22 @@ async def _on_migration_connection(settings: DatabaseSettings, work: Callable[[C
         settings.postgres_url(), poolclass=pool.NullPool, connect_args={"timeout": CONNECT_TIMEOUT_SECONDS}
     )
     try:
-        async with engine.connect() as connection:
+        try:
+            connection = await engine.connect()
+        except (OSError, DBAPIError) as error:
+            raise SettingsError(_unreachable(settings.postgres_url(), error)) from error
+        try:
             await connection.run_sync(work)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise SettingsError(_unreachable(settings.postgres_url(), error)) from error
+        finally:
+            await connection.close()
     finally:
         await engine.dispose()
 
 
 def _unreachable(url: URL, error: Exception) -> str:
+    cause = (error.orig.__cause__ if error.orig else None) if isinstance(error, DBAPIError) else error
     return (
-        f"PostgreSQL at {url.host}:{url.port} cannot be used as {url.username} ({type(error).__name__}: {error}); "
+        f"PostgreSQL at {url.host}:{url.port} cannot be used as {url.username} ({cause or 'no answer'}): "
         "check the POSTGRES_* settings, or start one with `make infra`."
     )
 

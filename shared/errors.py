@@ -71,6 +71,18 @@ class ForbiddenError(AppError):
         super().__init__("forbidden", 403, "Your role does not allow this.")
 
 
+class OutcomeUnknownError(AppError):
+    """503: the work may have been done; only a repeat under the same idempotency key is safe."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "outcome_unknown",
+            503,
+            "It is not known whether this was done. Repeat it only under the same Idempotency-Key, or look first.",
+            headers={"Retry-After": "1"},
+        )
+
+
 class UnavailableError(AppError):
     """503: a dependency is out; nothing was done and the call may be repeated."""
 

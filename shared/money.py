@@ -11,7 +11,8 @@ from typing import Final
 import iso4217
 
 MAX_SIGNIFICANT_DIGITS: Final = 15
-MAX_MINOR: Final = 2**63 - 1  # what the database's BIGINT holds
+# The most that one amount or one wallet may be: far below what the database's BIGINT holds.
+MAX_MINOR: Final = 10**15 - 1
 
 # Metals and codes for tests have no decimals in the table, and are no money that a wallet can hold.
 CURRENCIES: Final[dict[str, int]] = {

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -19,7 +21,8 @@ from sqlalchemy.dialects.postgresql import UUID as PgUUID  # noqa: N811 - the ty
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit import AuditLog
-from shared.database import Asyncpg, Database
+from shared.background import Worker, running
+from shared.database import Asyncpg, Database, prepare_schema
 from shared.events import OutgoingEvent
 from shared.http.app import Check
 from shared.kafka import EventProducer
@@ -29,6 +32,7 @@ from shared.settings import DatabaseSettings
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
 WATCH_SECONDS: Final = 1.0
+MAX_DEPTH: Final = 10_000  # counting further would take longer than the figure is worth
 MAX_BACKOFF_SECONDS: Final = 5.0
 _LEADER_LOCK: Final = 0x6F757462  # "outb", with the schema's hash beside it
 
@@ -70,6 +74,20 @@ async def append_batch(connection: Asyncpg, events: Sequence[OutgoingEvent]) -> 
             [event.key for event in events],
             [event.payload for event in events],
         )
+
+
+@asynccontextmanager
+async def publishing(
+    settings: DatabaseSettings, folder: Path, database: Database, relay: Relay, *workers: Worker
+) -> AsyncIterator[None]:
+    """The life of a service with an outbox: schema, database, relay and `workers`, for the length of the block."""
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        stack.push_async_callback(relay.close)
+        await prepare_schema(settings, folder)
+        await database.open()
+        await stack.enter_async_context(running(relay.run, *workers))
+        yield
 
 
 class Relay:
@@ -116,8 +134,8 @@ class Relay:
         connection = await self._database.connect()
         try:
             query = "select pg_try_advisory_lock($1, hashtext($2))"
-            if not await connection.fetchval(query, _LEADER_LOCK, self._schema):
-                return
+            while not await connection.fetchval(query, _LEADER_LOCK, self._schema):  # noqa: ASYNC110 - another process has it
+                await asyncio.sleep(WATCH_SECONDS)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump("published", self._to_kafka))
                 group.create_task(self._pump("audited", self._to_audit))
@@ -128,7 +146,8 @@ class Relay:
     async def _watch(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Fail as soon as the connection that holds the lock is gone: somebody else may lead by then."""
         while True:
-            self._metrics.depth.set(await connection.fetchval("select count(*) from outbox"))
+            depth = await connection.fetchval("select count(*) from (select from outbox limit $1) o", MAX_DEPTH)
+            self._metrics.depth.set(depth)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _pump(self, mark: str, carry: Callable[[Sequence[asyncpg.Record]], Awaitable[None]]) -> None:

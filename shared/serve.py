@@ -114,11 +114,12 @@ def main() -> int:
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - where the service's main.py is
     try:
-        uvicorn.run("main:app", **server_options(arguments.host, arguments.port))
+        server = uvicorn.Server(uvicorn.Config("main:app", **server_options(arguments.host, arguments.port)))
+        server.run()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0
+    return 0 if server.started else 1
 
 
 if __name__ == "__main__":

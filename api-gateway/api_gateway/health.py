@@ -9,7 +9,7 @@ from api_gateway.neighbours import ask
 from api_gateway.pool import Pool
 from api_gateway.remembered import Remembered
 
-TIMEOUT_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 2.0
 KEPT_SECONDS: Final = 1.0
 
 Status = Literal["ok", "degraded", "down"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import json
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ READY_PATH = "/health/ready"
 PROBE_TIMEOUT_SECONDS = 2.0
 MIGRATION_LIMIT_SECONDS = 120.0
 DRAIN = (StopSignal(signal.SIGTERM, 30.0),)
+SERVERS_LAST_WORDS = "Application startup failed. Exiting."
 ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Failed)\b.*|^FAILED.*", re.MULTILINE)
 
 
@@ -95,7 +97,15 @@ def migrate(name: str, folder: Path, python: Path, environment: Mapping[str, str
 
 def error_in(log: Path) -> str:
     """The line of `log` that names an error: the last one that looks like it, or else the last one."""
-    output = processes.tail(log)
-    found = [match.group() for match in ERROR_LINE.finditer(output)]
-    lines = found or [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    lines = [_message(line) for line in processes.tail(log).splitlines() if line.strip()]
+    said = [line for line in lines if line and line != SERVERS_LAST_WORDS]
+    found = [match.group() for line in said if (match := ERROR_LINE.search(line))]
+    return (found or said or ["it said nothing"])[-1]
+
+
+def _message(line: str) -> str:
+    """What a line of a service's JSON log says, or the line itself."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, LookupError, TypeError):
+        return line.strip()

@@ -1,9 +1,10 @@
 """The FastAPI application that every service starts from."""
 
+import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -21,6 +22,7 @@ from shared.http.problems import PROBLEM_SCHEMA, install_problem_handlers, probl
 from shared.metrics import HttpMetrics, metrics_response
 
 Check = Callable[[], Awaitable[None]]
+CHECK_TIMEOUT_SECONDS: Final = 0.5
 
 _bearer = HTTPBearer(auto_error=False, description="The `access_token` that `POST /users/login` answers.")
 
@@ -146,19 +148,18 @@ def health_router(checks: Mapping[str, Check], essential: frozenset[str]) -> API
     """
     router = APIRouter(tags=["health"])
 
-    async def statuses() -> dict[str, str]:
-        found = {}
-        for name, check in checks.items():
-            try:
+    async def state(check: Check) -> str:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                 await check()
-                found[name] = "up"
-            except Exception:  # noqa: BLE001 - a dependency may be out in any way; the answer is its state
-                found[name] = "down"
-        return found
+        except Exception:  # noqa: BLE001 - a dependency may be out in any way; the answer is its state
+            return "down"
+        return "up"
 
     @router.get("/health", summary="This service and what it depends on", responses=problems())
     async def health() -> Response:
-        found = await statuses()
+        states = await asyncio.gather(*map(state, checks.values()))
+        found = dict(zip(checks, states, strict=True))
         down = {name for name, state in found.items() if state == "down"}
         status = "down" if down & essential else "degraded" if down else "ok"
         return JSONResponse({"status": status, "dependencies": found}, 503 if status == "down" else 200)
@@ -169,11 +170,8 @@ def health_router(checks: Mapping[str, Check], essential: frozenset[str]) -> API
 
     @router.get("/health/ready", include_in_schema=False)
     async def ready() -> Response:
-        try:
-            for name in essential:
-                await checks[name]()
-        except Exception:  # noqa: BLE001 - a dependency may be out in any way
-            raise UnavailableError from None
+        if "down" in await asyncio.gather(*(state(checks[name]) for name in essential)):
+            raise UnavailableError
         return JSONResponse({"status": "ok"})
 
     return router

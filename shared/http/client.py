@@ -1,7 +1,8 @@
 """Calls to a neighbouring service: pooled, authenticated, bounded by what is left of the request's time."""
 
 import json
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import aiohttp
 
@@ -23,7 +24,7 @@ class ServiceCallError(Exception):
 
 
 class ServiceClient:
-    """Posts JSON to one service's `/internal` operations. `open()` and `close()` belong to the lifespan."""
+    """Posts JSON to one service's `/internal` operations. Open for the length of an `async with`."""
 
     def __init__(self, service: str, base_url: str, tokens: ServiceTokens) -> None:
         self._service = service
@@ -31,23 +32,24 @@ class ServiceClient:
         self._tokens = tokens
         self._session: aiohttp.ClientSession | None = None
 
-    async def open(self) -> None:
-        """Make the connection pool; needs a running event loop."""
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        return self
 
-    async def close(self) -> None:
-        """Close the connection pool."""
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._session is not None:
             await self._session.close()
 
     async def post(self, path: str, payload: Any) -> Any:
         """The decoded JSON of a 200 answer; anything else raises ServiceCallError: unknown, never a no."""
         if self._session is None:
-            raise RuntimeError("open() comes first")
+            raise RuntimeError("enter the client first")
         timeout = min(CALL_TIMEOUT_SECONDS, seconds_left())
         if timeout <= 0:
             raise ServiceCallError(f"no time left to call {self._service}")

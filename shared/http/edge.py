@@ -43,8 +43,8 @@ class Edge:
         self._body_timeout_seconds = body_timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _in_one_sentence(send))
             return
         headers = Headers(scope=scope)
         context = enter_context(
@@ -87,6 +87,20 @@ class Edge:
         if self._trust_deadline and value.isascii() and value.isdecimal() and len(value) <= 6:
             return int(value) / 1000
         return DEFAULT_DEADLINE_SECONDS
+
+
+def _in_one_sentence(send: Send) -> Send:
+    """A setting that stops the start is told as it was worded, without the way through the code that led there."""
+
+    async def send_sentence(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            last = message.get("message", "").strip().rpartition("\n")[2]
+            name, _, sentence = last.partition(": ")
+            if name.endswith("SettingsError"):
+                message = {**message, "message": sentence}
+        await send(message)
+
+    return send_sentence
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:

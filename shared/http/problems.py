@@ -22,7 +22,6 @@ MAX_FIELD_ERRORS: Final = 20
 
 _ORIGINS: Final = frozenset({"body", "query", "path", "header"})
 _UNION_TAGS: Final = frozenset({"deposit", "withdrawal", "transfer", "payment"})
-_CHOICES: Final = {"transaction_type": "Must be one of: deposit, transfer."}
 _MESSAGES: Final = {
     "uuid_parsing": "Must be a UUID.",
     "missing": "Is required.",
@@ -31,11 +30,20 @@ _MESSAGES: Final = {
 _HTTP_CODES: Final = {404: "route_not_found", 405: "method_not_allowed"}
 
 
+# RFC 9110's names, which Python's table has from 3.13 on.
+_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
+def title_of(status: int) -> str:
+    """The name of a status, the same on every Python."""
+    return _TITLES.get(status) or http.HTTPStatus(status).phrase
+
+
 def problem_body(error: AppError, instance: str) -> bytes:
     """The problem document of `error`; `instance` is the path of the request."""
     document: dict[str, Any] = {
         "type": f"urn:payment-system:error:{error.code}",
-        "title": http.HTTPStatus(error.status).phrase,
+        "title": title_of(error.status),
         "status": error.status,
         "detail": error.detail,
         "instance": instance,
@@ -63,7 +71,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - the registration below says so
         code = _HTTP_CODES.get(error.status_code, "request_refused")
-        detail = http.HTTPStatus(error.status_code).phrase + "."
+        detail = title_of(error.status_code) + "."
         app_error = AppError(code, error.status_code, detail, headers=error.headers)
         return problem_response(app_error, request.scope)
 
@@ -72,7 +80,8 @@ def install_problem_handlers(app: FastAPI) -> None:
         return problem_response(validation_problem(error.errors()), request.scope)
 
     async def on_timeout(request: Request, error: Exception) -> Response:
-        _log.warning("dependency unavailable: %s", type(error).__name__)
+        cause = error.__cause__ or error
+        _log.warning("dependency unavailable: %s: %s: %s", error, type(cause).__name__, cause)
         return problem_response(UnavailableError(), request.scope)
 
     app.add_exception_handler(AppError, on_app_error)
@@ -94,7 +103,10 @@ def _field_error(error: Any) -> FieldError:
     if code in {"union_tag_invalid", "union_tag_not_found"}:
         # pydantic repeats the tag that was sent; the tags that would do are more useful.
         field = str(context["discriminator"]).strip("'")
-        return FieldError(field=field, code="choice_invalid", message=_CHOICES.get(field, "Must be a known type."))
+        tags = context.get("expected_tags", "").replace("'", "")
+        return FieldError(
+            field=field, code="choice_invalid", message=f"Must be one of: {tags}." if tags else "Is required."
+        )
     message = _MESSAGES.get(code, str(error["msg"]))
     return FieldError(field=_field(error["loc"]), code=code, message=message)
 
@@ -108,11 +120,11 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` for these error statuses; 422 and 503 come with every operation."""
+    """OpenAPI `responses` for these error statuses; 400, 422 and 503 come with every operation."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in sorted({*statuses, 422, 503})
+        status: {"description": title_of(status), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in sorted({400, *statuses, 422, 503})
     }
 
 

@@ -30,8 +30,8 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await prepare_schema(settings, FOLDER)
         try:
+            await prepare_schema(settings, FOLDER)
             async with running(consumer.run):
                 yield
         finally:

@@ -61,6 +61,14 @@ def without_data(event: OutgoingEvent) -> bytes:
     return json.dumps(json.loads(event.payload) | {"id": str(new_id()), "data": {}}).encode()
 
 
+def in_no_currency() -> bytes:
+    """An amount that cannot be written."""
+    event = OutgoingEvent.of(
+        transfer().model_copy(update={"currency": "ZZZ"}), subject=new_id(), sequence=1, actor=str(ALICE)
+    )
+    return event.payload.encode()
+
+
 class Lines(logging.Handler):
     """Remembers what would be sent."""
 
@@ -102,6 +110,7 @@ async def test_events_off_the_broker_are_told_once_and_rubbish_is_passed_over(sa
                 ("users.events", b"rubbish", b"{not json"),
                 ("users.events", b"rubbish", b'{"specversion": "1.0"}'),
                 ("users.events", registered.key.encode(), without_data(registered)),
+                ("transactions.events", b"rubbish", in_no_currency()),
                 ("users.events", registered.key.encode(), registered.payload.encode()),
                 ("users.events", registered.key.encode(), registered.payload.encode()),
                 ("transactions.events", sent.key.encode(), sent.payload.encode()),

@@ -13,11 +13,10 @@ from payment_gateway.service import Payments
 from payment_gateway.settings import PaymentSettings
 from payment_gateway.simulator import SandboxProvider
 from shared.auth import ServiceTokens, UserTokens
-from shared.background import running
-from shared.database import Database, prepare_schema
+from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
-from shared.outbox import Relay
+from shared.outbox import Relay, publishing
 from shared.settings import load
 
 FOLDER: Final = Path(__file__).resolve().parent.parent
@@ -33,14 +32,8 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await prepare_schema(settings, FOLDER)
-        await database.open()
-        try:
-            async with running(relay.run):
-                yield
-        finally:
-            await relay.close()
-            await database.close()
+        async with publishing(settings, FOLDER, database, relay):
+            yield
 
     app = create_api(
         title="Payment gateway",

@@ -1,13 +1,22 @@
 """What a crash or an outage leaves open is ended, once."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
+
+import pytest
 
 from shared.ids import new_id
 from shared.money import Money
+from shared.testing.lines import CommitLine, losing_a_commit
+from shared.testing.sandbox import Sandbox
+from shared.testing.servers import in_process
 from shared.testing.tokens import Person
 from shared.testing.waiting import eventually
+from transaction_service.app import create_app
 from transaction_service.domain import Command, Type
+from transaction_service.settings import TransactionSettings
 from transaction_service.testing import Bank, Neighbour
 
 
@@ -90,22 +99,30 @@ async def test_a_charge_that_cannot_be_posted_is_given_back(bank: Bank) -> None:
     assert await bank.balances(wallet) == [0]
 
 
-async def test_a_caller_who_hangs_up_stops_nothing(bank: Bank) -> None:
+async def test_a_caller_who_hangs_up_stops_nothing(bank: Bank, sandbox: Sandbox) -> None:
+    """The caller goes while the ledger waits for the lock on a wallet."""
     alice, bob = Person(), Person()
     source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
-    call = asyncio.ensure_future(bank.transfer(alice, source, target, "25.00"))
+    connection = await sandbox.connect()
+    try:
+        async with connection.transaction():
+            await connection.execute("select from wallets.accounts where id = $1::uuid for update", source)
+            call = asyncio.ensure_future(bank.transfer(alice, source, target, "25.00"))
 
-    async def on_record() -> bool:
-        query = "select 1 from transactions.transactions where user_id = $1 and type = 'transfer'"
-        return bool(await bank.sql(query, alice.id))
+            async def waiting_for_the_lock() -> bool:
+                return bool(await connection.fetchval("select count(*) from pg_locks where not granted"))
 
-    await eventually(on_record)
-    call.cancel()
+            await eventually(waiting_for_the_lock)
+            call.cancel()
+            await asyncio.wait([call])
+    finally:
+        await connection.close()
 
     async def moved() -> bool:
         return await bank.balances(target) == [2_500]
 
     await eventually(moved)
+    assert call.cancelled()
 
 
 async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(bank: Bank) -> None:
@@ -187,3 +204,59 @@ async def test_a_posting_from_before_a_crash_counts_even_when_the_wallet_is_clos
         ("charge", "succeeded")
     ]
     assert await bank.balances(wallet) == [2_500]
+
+
+@asynccontextmanager
+async def losing_the_commit_of_open(
+    sandbox: Sandbox, wallet_service: Neighbour, payment_gateway: Neighbour, *, for_good: bool
+) -> AsyncIterator[tuple[Bank, CommitLine]]:
+    """A second transaction-service whose database commits its first transaction and does not get to say so."""
+    host, port = sandbox.environment["POSTGRES_HOST"], int(sandbox.environment["POSTGRES_PORT"])
+    async with losing_a_commit(host, port, b"insert into transactions as t", for_good=for_good) as line:
+        settings = sandbox.settings(
+            TransactionSettings,
+            wallet_service_url=wallet_service.url,
+            payment_gateway_url=payment_gateway.url,
+            postgres_port=line.port,
+        )
+        async with in_process(create_app(settings)) as client:
+            yield Bank(client, wallet_service.url, sandbox), line
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_commit_that_was_not_heard_of_is_tried_again_under_the_same_id(
+    bank: Bank, sandbox: Sandbox, wallet_service: Neighbour, payment_gateway: Neighbour, key: str | None
+) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+
+    async with losing_the_commit_of_open(sandbox, wallet_service, payment_gateway, for_good=False) as (second, line):
+        response = await second.transfer(alice, source, target, "10.00", key=key)
+
+    assert line.cuts == 1
+    assert (response.status_code, response.json()["status"]) == (201, "completed")
+    assert await bank.sql(
+        "select id::text from transactions.transactions where user_id = $1 and type = 'transfer'", alice.id
+    ) == [(response.json()["id"],)]
+    assert await bank.balances(source, target) == [9_000, 1_000]
+
+
+async def test_a_commit_that_stays_unknown_is_said_to_be_and_a_key_makes_the_retry_safe(
+    bank: Bank, sandbox: Sandbox, wallet_service: Neighbour, payment_gateway: Neighbour
+) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+
+    async with losing_the_commit_of_open(sandbox, wallet_service, payment_gateway, for_good=True) as (second, line):
+        unknown = await second.transfer(alice, source, target, "10.00", key="k")
+
+    assert line.cuts == 1
+    assert (unknown.status_code, unknown.json()["code"]) == (503, "outcome_unknown")
+    assert unknown.headers["Retry-After"] == "1"
+    await bank.sql("update transactions.transactions set next_attempt_at = now() where user_id = $1", alice.id)
+
+    async def done() -> bool:
+        return (await bank.transfer(alice, source, target, "10.00", key="k")).status_code == 201
+
+    await eventually(done)
+    assert await bank.balances(source, target) == [9_000, 1_000]

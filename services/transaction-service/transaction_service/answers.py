@@ -62,7 +62,7 @@ _REFUSALS: Final = {
     "wallet_frozen": (402, "The wallet is frozen."),
     "wallet_closed": (402, "The wallet is closed."),
     "insufficient_funds": (402, "There is not enough money in the wallet."),
-    "balance_limit": (402, "The wallet cannot hold that much."),
+    "balance_limit": (402, "No account may hold that much."),
 }
 
 
@@ -97,9 +97,9 @@ def answer(transaction: Transaction) -> Answer:
 
 
 def refusal_of(transaction: Transaction) -> AppError:
-    """Why a failed transaction was refused; a code that is not the ledger's is the provider's decline."""
+    """Why a failed transaction was refused, by the ledger or by the provider."""
     code = str(transaction.failure_code)
-    status, detail = _REFUSALS.get(code, (402, "The payment method was declined."))
+    status, detail = (402, "The payment method was declined.") if transaction.declined else _REFUSALS[code]
     details: dict[str, Any] = {"transaction_id": str(transaction.id)}
     if transaction.available is not None:
         details |= {

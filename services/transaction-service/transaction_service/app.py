@@ -9,12 +9,11 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from shared.auth import ServiceTokens, UserTokens
-from shared.background import running
-from shared.database import Database, prepare_schema
+from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
 from shared.logs import configure_logging
-from shared.outbox import Relay
+from shared.outbox import Relay, publishing
 from shared.settings import load
 from transaction_service.api import transactions_router
 from transaction_service.clients import PaymentClient, WalletClient
@@ -40,19 +39,13 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await prepare_schema(settings, FOLDER)
-        await database.open()
-        await wallets.open()
-        await payments.open()
-        try:
-            async with running(relay.run, lambda: sweep(transactions)):
-                yield
-                await transactions.drain()
-        finally:
-            await payments.close()
-            await wallets.close()
-            await relay.close()
-            await database.close()
+        async with (
+            wallets,
+            payments,
+            publishing(settings, FOLDER, database, relay, lambda: sweep(transactions)),
+        ):
+            yield
+            await transactions.drain()
 
     app = create_api(
         title="Transaction service",

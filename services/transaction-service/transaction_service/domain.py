@@ -75,6 +75,7 @@ class Transaction:
     payee_user_id: UUID | None = None
     failure_code: str | None = None
     available: Money | None = None
+    declined: bool = False
     event_sequence: int = 0
 
     def visible_to(self, user_id: UUID) -> bool:
@@ -84,12 +85,16 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How a transaction ends; without a failure code it is completed."""
+    """How a transaction ends; without a failure code it is completed.
+
+    `declined` says that the code is the provider's word, not the ledger's.
+    """
 
     transaction_id: UUID
     failure_code: str | None = None
     available_minor: int | None = None
     payee_user_id: UUID | None = None
+    declined: bool = False
 
     @property
     def status(self) -> Status:

@@ -5,8 +5,8 @@ from typing import Final
 from uuid import UUID
 
 from shared import outbox
-from shared.database import Asyncpg, Database, with_retries
-from shared.errors import AppError
+from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
+from shared.errors import AppError, OutcomeUnknownError
 from shared.events import (
     OutgoingEvent,
     TransactionCompleted,
@@ -45,8 +45,15 @@ class Journal:
         self._relay = relay
 
     async def open(self, commands: Sequence[Command]) -> list[Opened]:
-        """Put each command on record as pending, with its key; known keys come back as they ended."""
-        return await with_retries(lambda: self._open(commands))
+        """Put each command on record as pending, with its key; known keys come back as they ended.
+
+        Raises OutcomeUnknownError when the database went away in the middle of the commit and stays away.
+        """
+        items = [(command, new_id()) for command in commands]
+        try:
+            return await with_retries(lambda: self._open(items))
+        except CommitUnknownError:
+            raise OutcomeUnknownError from None
 
     async def close(self, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
         """End each transaction once, with its event and the answer for its key; as they are afterwards, by id."""
@@ -69,11 +76,11 @@ class Journal:
         async with self._database.batch() as connection:
             return await queries.claim_due(connection, SWEEP_LIMIT, LEASE_SECONDS)
 
-    async def _open(self, commands: Sequence[Command]) -> list[Opened]:
-        items = [(command, new_id()) for command in commands]
+    async def _open(self, items: Sequence[tuple[Command, UUID]]) -> list[Opened]:
+        """Repeated under the same ids after an unknown commit: what is there already is its own work."""
         keyed = [(command, id_) for command, id_ in items if command.key is not None]
         async with self._database.batch() as connection:
-            won = await queries.insert_keys(connection, CREATE, keyed) if keyed else set()
+            won = await queries.take_keys(connection, CREATE, keyed) if keyed else set()
             fresh = [(command, id_) for command, id_ in items if command.key is None or id_ in won]
             opened = await queries.insert_transactions(connection, fresh, LEASE_SECONDS) if fresh else {}
             repeats = [command for command, id_ in keyed if id_ not in won]

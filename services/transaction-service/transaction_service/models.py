@@ -45,6 +45,7 @@ class TransactionRow(Base):
     details: Mapped[dict[str, str]] = mapped_column("metadata", JSONB)
     failure_code: Mapped[str | None] = mapped_column(sa.Text)
     available_minor: Mapped[int | None] = mapped_column(sa.BigInteger)
+    declined: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     attempts: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     event_sequence: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())

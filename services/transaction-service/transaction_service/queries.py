@@ -18,7 +18,8 @@ from transaction_service.models import TransactionRow
 
 _COLUMNS: Final = (
     "id, type, status, user_id, payee_user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
-    "payment_method, description, metadata, failure_code, available_minor, event_sequence, created_at, completed_at"
+    "payment_method, description, metadata, failure_code, available_minor, declined, "
+    "event_sequence, created_at, completed_at"
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
 
@@ -35,20 +36,23 @@ class KnownKey:
 # -------------------------------------------------------------------------------------- the journal
 
 
-async def insert_keys(connection: Asyncpg, operation: str, items: Sequence[tuple[Command, UUID]]) -> set[UUID]:
-    """Take each command's key for its transaction; answers the transactions whose key was free."""
-    rows = await connection.fetch(
+async def take_keys(connection: Asyncpg, operation: str, items: Sequence[tuple[Command, UUID]]) -> set[UUID]:
+    """Take each command's key for its transaction; answers the transactions that have theirs."""
+    users, keys = [command.user_id for command, _ in items], [command.key for command, _ in items]
+    ids = [transaction_id for _, transaction_id in items]
+    await connection.execute(
         "insert into idempotency_keys (user_id, operation, key, fingerprint, transaction_id) "
         "select k.user_id, $1, k.key, k.fingerprint, k.transaction_id "
         "from unnest($2::uuid[], $3::text[], $4::bytea[], $5::uuid[]) "
         "  as k (user_id, key, fingerprint, transaction_id) "
-        "order by k.user_id, k.key on conflict do nothing returning transaction_id",
+        "order by k.user_id, k.key on conflict do nothing",
         operation,
-        [command.user_id for command, _ in items],
-        [command.key for command, _ in items],
+        users,
+        keys,
         [command.fingerprint() for command, _ in items],
-        [transaction_id for _, transaction_id in items],
+        ids,
     )
+    rows = await connection.fetch("select transaction_id from idempotency_keys where transaction_id = any($1)", ids)
     return {row["transaction_id"] for row in rows}
 
 
@@ -79,12 +83,12 @@ async def insert_transactions(
     connection: Asyncpg, items: Sequence[tuple[Command, UUID]], lease_seconds: float
 ) -> dict[UUID, Transaction]:
     """Put the commands on record as pending; nobody else takes them up for `lease_seconds`."""
-    rows = await connection.fetch(
+    await connection.execute(
         "insert into transactions as t (id, type, user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
         "  payment_method, description, metadata, next_attempt_at) "
         "select n.*, now() + make_interval(secs => $11) from unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], "
         "  $5::uuid[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::jsonb[]) as n "
-        f"returning {_RETURNED}",
+        "on conflict (id) do nothing",
         [transaction_id for _, transaction_id in items],
         [command.type for command, _ in items],
         [command.user_id for command, _ in items],
@@ -97,7 +101,7 @@ async def insert_transactions(
         [json.dumps(command.metadata) for command, _ in items],
         lease_seconds,
     )
-    return {row["id"]: _transaction(row) for row in rows}
+    return await by_ids(connection, [transaction_id for _, transaction_id in items])
 
 
 async def claim(connection: Asyncpg, transaction_ids: Collection[UUID], lease_seconds: float) -> set[UUID]:
@@ -128,16 +132,18 @@ async def close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID
     """End the transactions that are still pending; answers only those."""
     rows = await connection.fetch(
         "update transactions t set status = d.status, failure_code = d.failure_code, "
-        "  available_minor = d.available_minor, payee_user_id = d.payee_user_id, completed_at = clock_timestamp(), "
+        "  available_minor = d.available_minor, payee_user_id = d.payee_user_id, declined = d.declined, "
+        "  completed_at = clock_timestamp(), "
         "  next_attempt_at = null, event_sequence = t.event_sequence + 1 "
-        "from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::uuid[]) "
-        "  as d (id, status, failure_code, available_minor, payee_user_id) "
+        "from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::boolean[]) "
+        "  as d (id, status, failure_code, available_minor, payee_user_id, declined) "
         f"where t.id = d.id and t.status = 'pending' returning {_RETURNED}",
         [decision.transaction_id for decision in decisions],
         [decision.status for decision in decisions],
         [decision.failure_code for decision in decisions],
         [decision.available_minor for decision in decisions],
         [decision.payee_user_id for decision in decisions],
+        [decision.declined for decision in decisions],
     )
     return {row["id"]: _transaction(row) for row in rows}
 
@@ -243,5 +249,6 @@ def _transaction(row: Any) -> Transaction:
         payee_user_id=row["payee_user_id"],
         failure_code=row["failure_code"],
         available=None if available is None else Money(available, currency),
+        declined=row["declined"],
         event_sequence=row["event_sequence"],
     )

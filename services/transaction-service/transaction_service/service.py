@@ -91,7 +91,9 @@ class Transactions:
         checks = await self._wallets.check(deposits)
         charges = await self._payments.charge([d for d in deposits if d.id in checks and not checks[d.id].code])
         declined = [
-            Decision(id_, failure_code=charge.code) for id_, charge in charges.items() if charge.status == "declined"
+            Decision(id_, failure_code=charge.code, declined=True)
+            for id_, charge in charges.items()
+            if charge.status == "declined"
         ]
         charged = [d for d in deposits if d.id in charges and charges[d.id].status == "succeeded"]
         posted = await self._wallets.post(charged, {d.id: charges[d.id].provider for d in charged})

@@ -1,12 +1,12 @@
 """transaction-service's neighbours and callers, as tests need them."""
 
-import socket
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
+from infrastructure.embedded import ports
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import HOST, serving
 from shared.testing.tokens import Person, service_headers
@@ -19,9 +19,7 @@ class Neighbour:
     def __init__(self, app: FastAPI) -> None:
         self._app = app
         self._running = AsyncExitStack()
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = ports.choose([])
         self.url = f"http://{HOST}:{self._port}"
 
     async def start(self) -> None:

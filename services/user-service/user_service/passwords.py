@@ -7,7 +7,10 @@ from typing import Final, TypeVar
 
 from passlib.hash import bcrypt_sha256
 
+from shared.errors import UnavailableError
+
 THREADS: Final = 2
+MAX_WAITING: Final = 32  # some four seconds of work for the two
 
 Result = TypeVar("Result")
 
@@ -18,6 +21,7 @@ class Passwords:
     def __init__(self, rounds: int) -> None:
         self._scheme = bcrypt_sha256.using(rounds=rounds)  # type: ignore[no-untyped-call]
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bcrypt")
+        self._waiting = 0
         self._nobody = self._scheme.hash("nobody has this password")
 
     async def hash(self, password: str) -> str:
@@ -34,4 +38,11 @@ class Passwords:
         self._threads.shutdown(cancel_futures=True)
 
     async def _run(self, work: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        """In a thread; a flood is turned away, and what was cancelled while it waited costs no thread."""
+        if self._waiting >= MAX_WAITING:
+            raise UnavailableError
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        finally:
+            self._waiting -= 1

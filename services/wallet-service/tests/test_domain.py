@@ -94,14 +94,20 @@ def test_money_from_outside_goes_only_to_a_wallet_of_the_caller() -> None:
     assert decide(external, theirs, posting=wish(external, theirs, usd(500))) == (Refusal.NOT_OWNER, 0)
 
 
-def test_no_balance_grows_beyond_what_can_be_recorded() -> None:
-    external = Account(new_id(), "external:stripe:USD", None, "active", usd(0), usd(0), 0)
-    full, rich, poor = wallet(ALICE, 2**63 - 10), wallet(ALICE, 100), wallet(ALICE, 0)
-    drained = Account(new_id(), "external:paypal:USD", None, "active", usd(10 - 2**63), usd(0), 0)
+def test_no_wallet_holds_more_than_the_largest_amount() -> None:
+    external = Account(new_id(), "external:stripe:USD", None, "active", usd(-(10**18)), usd(0), 0)
+    full, rich = wallet(ALICE, 10**15 - 10), wallet(ALICE, 100)
 
     assert decide(external, full, posting=wish(external, full, usd(9))) == (None, 2)
     assert decide(external, full, posting=wish(external, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
     assert decide(rich, full, posting=wish(rich, full, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
+
+
+def test_a_system_account_ends_where_the_database_does() -> None:
+    drained = Account(new_id(), "external:paypal:USD", None, "active", usd(10 - 2**63), usd(0), 0)
+    poor = wallet(ALICE, 0)
+
+    assert decide(drained, poor, posting=wish(drained, poor, usd(9))) == (None, 2)
     assert decide(drained, poor, posting=wish(drained, poor, usd(10))) == (Refusal.BALANCE_LIMIT, 0)
 
 

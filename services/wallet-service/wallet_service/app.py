@@ -9,11 +9,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from shared.auth import ServiceTokens, UserTokens
-from shared.background import running
-from shared.database import Database, prepare_schema
+from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
-from shared.outbox import Relay
+from shared.outbox import Relay, publishing
 from shared.settings import load
 from wallet_service.api import internal_router, wallets_router
 from wallet_service.service import Ledger, Wallets
@@ -32,14 +31,8 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await prepare_schema(settings, FOLDER)
-        await database.open()
-        try:
-            async with running(relay.run):
-                yield
-        finally:
-            await relay.close()
-            await database.close()
+        async with publishing(settings, FOLDER, database, relay):
+            yield
 
     app = create_api(
         title="Wallet service",

@@ -10,6 +10,8 @@ from shared.errors import AppError
 from shared.money import CURRENCIES, MAX_MINOR, Money
 
 _SYSTEM_ACCOUNTS: Final = UUID("6f0c1f5e-9d6b-5c6b-8a51-0f4a8f1f7f00")
+MAX_SYSTEM_MINOR: Final = 2**63 - 1  # what a BIGINT holds
+
 _SYSTEM_KINDS: Final = {"external": 3, "fees": 2}
 
 
@@ -63,6 +65,11 @@ class Account:
     def available(self) -> Money:
         """What may be spent."""
         return self.balance - self.held
+
+    @property
+    def within_limits(self) -> bool:
+        """Whether the balance can be recorded; a system account stands for everybody and may hold far more."""
+        return abs(self.balance.minor) <= (MAX_MINOR if self.user_id is not None else MAX_SYSTEM_MINOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +147,10 @@ def post(posting: Posting, source: Account | None, target: Account | None) -> tu
     source, target = check(posting, source, target)
     if source.user_id is not None and source.available < posting.amount:
         raise RefusedError(Refusal.INSUFFICIENT_FUNDS, available=source.available)
-    if max(-(source.balance.minor - posting.amount.minor), target.balance.minor + posting.amount.minor) > MAX_MINOR:
-        raise RefusedError(Refusal.BALANCE_LIMIT)
     source = replace(source, balance=source.balance - posting.amount, version=source.version + 1)
     target = replace(target, balance=target.balance + posting.amount, version=target.version + 1)
+    if not (source.within_limits and target.within_limits):
+        raise RefusedError(Refusal.BALANCE_LIMIT)
     return (
         source,
         target,

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("metadata", JSONB, nullable=False),
         sa.Column("failure_code", sa.Text),
         sa.Column("available_minor", sa.BigInteger),
+        sa.Column("declined", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
