@@ -44,11 +44,6 @@ class AuditLog:
             if not failures or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
                 raise
 
-    async def find(self, event_id: str) -> dict[str, Any] | None:
-        """The document of one event."""
-        found: dict[str, Any] | None = await self._collection.find_one({"_id": event_id})
-        return found
-
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""
         async with asyncio.timeout(1.0):

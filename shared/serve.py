@@ -113,13 +113,15 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - where the service's main.py is
+    server = uvicorn.Server(uvicorn.Config("main:app", **server_options(arguments.host, arguments.port)))
     try:
-        server = uvicorn.Server(uvicorn.Config("main:app", **server_options(arguments.host, arguments.port)))
         server.run()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0 if server.started else 1
+    except SystemExit:  # uvicorn's way of saying that it has logged why
+        return 0 if server.started else 1
+    return 0
 
 
 if __name__ == "__main__":
