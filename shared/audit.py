@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from shared.settings import DatabaseSettings
 
 TIMEOUT_MS: Final = 3000
 WRITE_TIMEOUT_SECONDS: Final = 10.0
 _DUPLICATE_KEY: Final = 11000
+_LOGIN_REFUSED: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
 
 class AuditLog:
@@ -43,6 +44,13 @@ class AuditLog:
             failures = (error.details or {}).get("writeErrors", [])
             if not failures or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
                 raise
+        except (OperationFailure, KeyError) as error:
+            # A server without logins answers a login with a document that pymongo cannot read.
+            if isinstance(error, KeyError) or error.code in _LOGIN_REFUSED:
+                raise ConnectionError(
+                    "MongoDB refuses the login; check MONGO_USER, and leave it empty where there are no logins"
+                ) from error
+            raise
 
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""

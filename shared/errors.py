@@ -67,8 +67,8 @@ class UnauthorizedError(AppError):
 class ForbiddenError(AppError):
     """403: known, but not allowed."""
 
-    def __init__(self) -> None:
-        super().__init__("forbidden", 403, "Your role does not allow this.")
+    def __init__(self, detail: str = "Your role does not allow this.") -> None:
+        super().__init__("forbidden", 403, detail)
 
 
 class OutcomeUnknownError(AppError):

@@ -8,7 +8,13 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownError,
+    for_code,
+)
 
 from shared.settings import DatabaseSettings
 
@@ -42,8 +48,12 @@ class EventProducer:
                     await producer.send(self._prefix + topic, key=key, value=value) for topic, key, value in events
                 ]
                 await asyncio.gather(*acknowledgements)
-        except (KafkaError, TimeoutError, asyncio.CancelledError):
+        except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
             await self.close()
+            if self._idempotent and isinstance(error, UnknownError):
+                raise KafkaConnectionError(
+                    "the broker may not know idempotent producers: KAFKA_PRODUCER_IDEMPOTENCE=false"
+                ) from error
             raise
 
     async def check(self) -> None:

@@ -1,6 +1,7 @@
 """The gateway's own operations: health of the platform, and its documentation."""
 
 from fastapi import APIRouter, Response
+from starlette.responses import RedirectResponse
 
 from api_gateway.health import Health, PlatformHealth
 from api_gateway.openapi import ApiDocument
@@ -33,8 +34,12 @@ def health_router(health: Health) -> APIRouter:
 
 
 def documentation_router(document: ApiDocument) -> APIRouter:
-    """`/openapi.json` of all services."""
+    """`/openapi.json` of all services, and the way to the page that shows it."""
     router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def root() -> Response:
+        return RedirectResponse("/docs")
 
     @router.get("/openapi.json")
     async def openapi() -> Response:

@@ -29,7 +29,7 @@ _ROUTES: Final = {
     }.items()
 }
 _OWN_PATH: Final = re.compile(
-    rb"/health(?:/live|/ready)?|/openapi\.json|/docs(?:/assets/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)?"
+    rb"/|/health(?:/live|/ready)?|/openapi\.json|/docs(?:/assets/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)?"
 )
 _FORWARDED_PATH: Final = re.compile(rb"/(%s)(?:/[A-Za-z0-9_-]+)*" % b"|".join(_ROUTES))
 

@@ -204,7 +204,6 @@ async def test_a_large_answer_without_a_length_passes_whole(
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/users/",
         "/users//me",
         "//users/me",

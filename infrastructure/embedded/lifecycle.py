@@ -107,8 +107,9 @@ class Platform:
         return lines
 
     def logs(self) -> list[Path]:
-        """The logs there are."""
-        return sorted((self._stack.directory / cleaning.LOGS).glob("*.log"))
+        """The logs there are of what runs; those of installing and migrating are told when something fails."""
+        logs = sorted((self._stack.directory / cleaning.LOGS).glob("*.log"))
+        return [log for log in logs if not log.name.startswith("install") and not log.stem.endswith("-migration")]
 
     def _locked(self) -> AbstractContextManager[None]:
         return locks.exclusive(
@@ -124,7 +125,8 @@ class Platform:
             if self._process(service) is None and not ports.is_free(service.port):
                 raise EmbeddedError(
                     f"Port {service.port}, which {service.name} needs, is taken by another program: "
-                    f"stop that one first (`lsof -i :{service.port}` names it)."
+                    f"stop that one first (`lsof -i :{service.port}` names it; another checkout's platform ends "
+                    "with `make down` there)."
                 )
 
     def _engines(self) -> dict[str, str]:

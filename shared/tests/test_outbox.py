@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer
 from prometheus_client import CollectorRegistry
 
 from shared import outbox
+from shared.audit import AuditLog
 from shared.background import running
 from shared.database import Database
 from shared.events import OutgoingEvent
@@ -363,3 +364,14 @@ async def test_the_metrics_tell_what_waits_and_what_has_left(
         await eventually(empty)
         await eventually(counted)
     await relay.close()
+
+
+async def test_a_login_that_mongodb_does_not_take_is_said_to_be_that(
+    sandbox: Sandbox, probe: type[DatabaseSettings]
+) -> None:
+    audit = AuditLog(sandbox.settings(probe, mongo_user="nobody", mongo_password="wrong"))
+    try:
+        with pytest.raises(ConnectionError, match="MONGO_USER"):
+            await audit.write([{"id": "1"}])
+    finally:
+        audit.close()

@@ -57,3 +57,9 @@ async def test_without_kafka_and_mongodb_the_platform_is_degraded_and_not_down(s
 async def _never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
+
+
+async def test_the_bare_address_leads_to_the_documentation(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+
+    assert (response.status_code, response.headers["Location"]) == (307, "/docs")

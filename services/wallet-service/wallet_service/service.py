@@ -71,7 +71,7 @@ class Wallets:
     async def create(self, caller: Principal, user_id: UUID, currency: str) -> models.AccountRow:
         """Open a wallet for oneself, or for anybody as admin; raises WalletExistsError."""
         if user_id != caller.user_id and caller.role != "admin":
-            raise ForbiddenError
+            raise ForbiddenError("`user_id` must be your own; only an admin opens wallets for others.")
         async with self._database.transaction() as session:
             row = await queries.insert_wallet(session, user_id, currency)
             if row is None:
