@@ -125,10 +125,8 @@ async def test_a_caller_who_hangs_up_stops_nothing(bank: Bank, sandbox: Sandbox)
     assert call.cancelled()
 
 
-async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(bank: Bank) -> None:
+async def abandoned_transfer(bank: Bank, alice: Person, source: str, target: str) -> UUID:
     """A process died after it had put the transfer on record: no answer is stored, and its lease is over."""
-    alice, bob = Person(), Person()
-    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
     command = Command(Type.TRANSFER, alice.id, Money(2_500, "USD"), UUID(source), UUID(target), key="k")
     abandoned = new_id()
     await bank.sql(
@@ -143,6 +141,13 @@ async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(ban
         UUID(target),
         command.fingerprint(),
     )
+    return abandoned
+
+
+async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(bank: Bank) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+    abandoned = await abandoned_transfer(bank, alice, source, target)
 
     async def answered() -> bool:
         response = await bank.transfer(alice, source, target, "25.00", key="k")
@@ -150,6 +155,19 @@ async def test_what_a_crash_left_open_is_resumed_by_the_retry_or_the_sweeper(ban
 
     await eventually(answered)
     assert await bank.balances(source, target) == [7_500, 2_500]
+
+
+async def test_a_key_whose_caller_may_have_heard_202_is_not_freed_by_a_refusal(bank: Bank) -> None:
+    """Otherwise the retry would be a second transaction under the same key."""
+    alice = Person()
+    source, nowhere = await bank.wallet(alice, "100.00"), str(new_id())
+    abandoned = await abandoned_transfer(bank, alice, source, nowhere)
+    assert (await bank.ended(alice, str(abandoned)))["failure_code"] == "wallet_not_found"
+
+    response = await bank.transfer(alice, source, nowhere, "25.00", key="k")
+
+    assert (response.status_code, response.json()["transaction_id"]) == (404, str(abandoned))
+    assert response.headers["Idempotent-Replayed"] == "true"
 
 
 async def abandoned_deposit(bank: Bank, payment_gateway: Neighbour, alice: Person, wallet: str, posted: bool) -> UUID:

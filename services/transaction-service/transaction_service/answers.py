@@ -52,7 +52,7 @@ class Answer:
 
     @property
     def final(self) -> bool:
-        """Whether it stands for the request for ever; a wrong field or wallet may be corrected under the same key."""
+        """Whether it stands for the request for ever; a wrong currency or wallet may be corrected under its key."""
         return self.status in {201, 402}
 
 

@@ -76,6 +76,7 @@ class Transaction:
     failure_code: str | None = None
     available: Money | None = None
     declined: bool = False
+    attempts: int = 0
     event_sequence: int = 0
 
     def visible_to(self, user_id: UUID) -> bool:

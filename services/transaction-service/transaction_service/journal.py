@@ -97,10 +97,11 @@ class Journal:
         async with self._database.batch() as connection:
             closed = await queries.close(connection, decisions)
             if closed:
-                answers = [(id_, answer(transaction)) for id_, transaction in closed.items()]
-                final = [(id_, told) for id_, told in answers if told.final]
-                await queries.store_answers(connection, final)
-                await queries.free_keys(connection, [id_ for id_, told in answers if not told.final])
+                answers = {id_: answer(transaction) for id_, transaction in closed.items()}
+                # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
+                kept = {id_ for id_, told in answers.items() if told.final or closed[id_].attempts}
+                await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
+                await queries.free_keys(connection, list(answers.keys() - kept))
                 await outbox.append_batch(connection, [_event(transaction) for transaction in closed.values()])
             ended_before = {decision.transaction_id for decision in decisions} - closed.keys()
             return closed | (await queries.by_ids(connection, ended_before) if ended_before else {})

@@ -18,7 +18,7 @@ from transaction_service.models import TransactionRow
 
 _COLUMNS: Final = (
     "id, type, status, user_id, payee_user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
-    "payment_method, description, metadata, failure_code, available_minor, declined, "
+    "payment_method, description, metadata, failure_code, available_minor, declined, attempts, "
     "event_sequence, created_at, completed_at"
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
@@ -107,7 +107,7 @@ async def insert_transactions(
 async def claim(connection: Asyncpg, transaction_ids: Collection[UUID], lease_seconds: float) -> set[UUID]:
     """Those of the transactions that are open and that nobody works on, now leased to the caller."""
     rows = await connection.fetch(
-        "update transactions set next_attempt_at = now() + make_interval(secs => $2) "
+        "update transactions set attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2) "
         "where id = any($1) and status = 'pending' and next_attempt_at <= now() returning id",
         list(transaction_ids),
         lease_seconds,
@@ -250,5 +250,6 @@ def _transaction(row: Any) -> Transaction:
         failure_code=row["failure_code"],
         available=None if available is None else Money(available, currency),
         declined=row["declined"],
+        attempts=row["attempts"],
         event_sequence=row["event_sequence"],
     )
