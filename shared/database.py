@@ -177,6 +177,8 @@ async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
     """
     unknown: CommitUnknownError | None = None
     for attempt in range(1, MAX_ATTEMPTS + 1):
+        if attempt > 1:
+            await asyncio.sleep(random.uniform(0.01, 0.05) * (attempt - 1))  # noqa: S311 - jitter, not a secret
         try:
             return await work()
         except CommitUnknownError as error:
@@ -188,7 +190,6 @@ async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
             if unknown is None:
                 raise
             _log.warning("the outcome of a commit is still unknown: %s", error)
-        await asyncio.sleep(random.uniform(0.01, 0.05) * attempt)  # noqa: S311 - jitter, not a secret
     raise unknown or AssertionError("unreachable")
 
 

@@ -3,7 +3,6 @@
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import UUID as PgUUID  # noqa: N811 - the type, not a constant
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,7 +12,7 @@ def inbox_table(metadata: sa.MetaData) -> sa.Table:
     return sa.Table(
         "inbox",
         metadata,
-        sa.Column("event_id", PgUUID, primary_key=True),
+        sa.Column("event_id", sa.Uuid, primary_key=True),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     )
 

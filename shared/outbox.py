@@ -17,7 +17,6 @@ from typing import Final
 import asyncpg
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
-from sqlalchemy.dialects.postgresql import UUID as PgUUID  # noqa: N811 - the type, not a constant
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit import AuditLog
@@ -45,7 +44,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         "outbox",
         metadata,
         sa.Column("position", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-        sa.Column("event_id", PgUUID, nullable=False),
+        sa.Column("event_id", sa.Uuid, nullable=False),
         sa.Column("topic", sa.Text, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("payload", sa.Text, nullable=False),

@@ -79,10 +79,6 @@ class Transaction:
     attempts: int = 0
     event_sequence: int = 0
 
-    def visible_to(self, user_id: UUID) -> bool:
-        """The payer sees it from the start, the payee once it is completed, nobody else ever."""
-        return self.user_id == user_id or (self.payee_user_id == user_id and self.status is Status.COMPLETED)
-
 
 @dataclass(frozen=True, slots=True)
 class Decision:

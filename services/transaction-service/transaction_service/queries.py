@@ -216,6 +216,7 @@ async def page(
 
 
 def _seen_by(user_id: UUID | None) -> sa.ColumnElement[bool]:
+    """The payer sees a transaction from the start, the payee once it is completed, nobody else ever."""
     if user_id is None:
         return sa.true()
     received = sa.and_(TransactionRow.payee_user_id == user_id, TransactionRow.status == Status.COMPLETED)
