@@ -21,12 +21,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from shared.errors import UnavailableError
 from shared.settings import DatabaseSettings, SettingsError
 
 POOL_SIZE: Final = 8
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 COMMAND_TIMEOUT_SECONDS: Final = 5.0
 POOL_TIMEOUT_SECONDS: Final = 3.0
+# A batch that runs into a row which somebody keeps is tried again in halves: what else is in it waits this long a time.
+BATCH_LOCK_TIMEOUT_MS: Final = 250
 MAX_ATTEMPTS: Final = 3
 MIGRATION_WAIT_SECONDS: Final = 60
 
@@ -37,6 +40,7 @@ _SERVER_BOUNDS: Final = {
     "idle_in_transaction_session_timeout": "10000",
 }
 _MIGRATION_LOCK: Final = 0x7061796D  # "paym"
+READER_ROLE: Final = "reconciler"  # sees what each service's migrations grant it, and changes nothing
 
 if TYPE_CHECKING:  # generic in the stubs only
     Asyncpg = asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | asyncpg.Connection[asyncpg.Record]
@@ -45,6 +49,10 @@ else:
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
+
+
+class LockTimeoutError(UnavailableError):
+    """503: somebody else has kept a row for too long; nothing was done."""
 
 
 class CommitUnknownError(ConnectionError):
@@ -85,8 +93,10 @@ class Database:
 
     async def open(self) -> None:
         """Make the hot path's pool; connections follow when they are needed."""
+        arguments = self._asyncpg_arguments()
+        arguments["server_settings"] |= {"lock_timeout": str(BATCH_LOCK_TIMEOUT_MS)}
         self._pool = await asyncpg.create_pool(
-            **self._asyncpg_arguments(), min_size=0, max_size=POOL_SIZE, command_timeout=COMMAND_TIMEOUT_SECONDS
+            **arguments, min_size=0, max_size=POOL_SIZE, command_timeout=COMMAND_TIMEOUT_SECONDS
         )
 
     async def close(self) -> None:
@@ -138,21 +148,26 @@ class Database:
             "password": self._url.password,
             "database": self._url.database,
             "timeout": CONNECT_TIMEOUT_SECONDS,
-            "server_settings": self._server_settings,
+            "server_settings": dict(self._server_settings),
         }
 
 
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
-    """A database that is gone, frozen or shutting down becomes ConnectionError, whichever layer noticed."""
+    """A database that is gone, frozen or shutting down becomes ConnectionError, a lock that does not come
+    LockTimeoutError, whichever layer noticed."""
     try:
         yield
     except PoolTimeoutError as error:
         raise ConnectionError("no connection to the database became free") from error
     except DBAPIError as error:
+        if isinstance(error.orig and error.orig.__cause__, asyncpg.LockNotAvailableError):
+            raise LockTimeoutError from error
         if error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _GONE):
             raise ConnectionError("the database is not available") from error
         raise
+    except asyncpg.LockNotAvailableError as error:
+        raise LockTimeoutError from error
     except _GONE as error:
         raise ConnectionError("the database is not available") from error
 
@@ -163,7 +178,6 @@ _GONE: Final = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InterfaceError,
-    asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
 )
@@ -290,18 +304,21 @@ def _unreachable(url: URL, error: Exception) -> str:
 
 
 def _role_statements(settings: DatabaseSettings) -> list[str]:
-    """The role is shared by all databases of a server, so another one may be making it at the same moment."""
+    """Roles are shared by all databases of a server, so another one may be making them at the same moment."""
     role, schema = settings.role, settings.schema_name
     return [
-        f"""
-        do $$
-        begin
-            if not exists (select from pg_roles where rolname = '{role}') then
-                create role {role} nologin;
-            end if;
-        exception when duplicate_object or unique_violation then null;
-        end $$
-        """,
+        *(
+            f"""
+            do $$
+            begin
+                if not exists (select from pg_roles where rolname = '{name}') then
+                    create role {name} nologin;
+                end if;
+            exception when duplicate_object or unique_violation then null;
+            end $$
+            """
+            for name in (role, READER_ROLE)
+        ),
         f"""
         do $$
         begin

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.http.context import current_context
+from shared.http.context import Trace, current_context
 from shared.ids import new_id
 
 
@@ -41,6 +41,64 @@ class WalletCreated(EventData):
     wallet_id: UUID
     user_id: UUID
     currency: str
+
+
+class WalletStatusEvent(EventData):
+    """Common to what is said of a wallet's status."""
+
+    topic = "wallets.events"
+    wallet_id: UUID
+    user_id: UUID
+    currency: str
+
+
+class WalletFrozen(WalletStatusEvent):
+    """No money leaves the wallet any more."""
+
+    type = "wallets.frozen.v1"
+
+
+class WalletUnfrozen(WalletStatusEvent):
+    """Money may leave the wallet again."""
+
+    type = "wallets.unfrozen.v1"
+
+
+class WalletClosed(WalletStatusEvent):
+    """The wallet is empty and takes no money any more."""
+
+    type = "wallets.closed.v1"
+
+
+class WalletReopened(WalletStatusEvent):
+    """A closed wallet was asked for again."""
+
+    type = "wallets.reopened.v1"
+
+
+class HoldEvent(EventData):
+    """Common to what is said of money set aside; `hold_id` is the transaction's. The wallet is as it is afterwards."""
+
+    topic = "wallets.events"
+    hold_id: UUID
+    wallet_id: UUID
+    user_id: UUID
+    currency: str
+    amount_minor: int
+    balance_minor: int
+    held_minor: int
+
+
+class WalletHeld(HoldEvent):
+    """Money is set aside for a transaction."""
+
+    type = "wallets.held.v1"
+
+
+class WalletReleased(HoldEvent):
+    """Money that was set aside is available again."""
+
+    type = "wallets.released.v1"
 
 
 class PostedEntry(BaseModel):
@@ -104,7 +162,7 @@ class PaymentEvent(EventData):
 
     payment_id: UUID
     transaction_id: UUID
-    kind: Literal["charge", "refund"]
+    kind: Literal["charge", "refund", "payout"]
     provider: str
     amount_minor: int
     currency: str
@@ -124,6 +182,22 @@ class PaymentDeclined(PaymentEvent):
     type = "payments.declined.v1"
     topic = "payments.events"
     decline_code: str
+
+
+class PaymentDisputed(PaymentEvent):
+    """A charge that succeeded was taken back by its payer; the amount is what it took."""
+
+    type = "payments.disputed.v1"
+    topic = "payments.events"
+    provider_reference: str
+
+
+class PaymentReturned(PaymentEvent):
+    """A payout that succeeded came back from the payee's bank; the amount is what came back."""
+
+    type = "payments.returned.v1"
+    topic = "payments.events"
+    provider_reference: str
 
 
 class Envelope(BaseModel):
@@ -154,9 +228,12 @@ class OutgoingEvent:
     payload: str
 
     @classmethod
-    def of(cls, data: EventData, *, subject: UUID, sequence: int, actor: str) -> Self:
-        """Wrap `data` about the aggregate `subject`; `actor` is the user's id or the service that acted."""
-        context = current_context()
+    def of(cls, data: EventData, *, subject: UUID, sequence: int, actor: str, trace: Trace | None = None) -> Self:
+        """Wrap `data` about the aggregate `subject`; `actor` is the user's id or the service that acted.
+
+        `trace` is that of the work which the event tells of, where it is not the request in hand.
+        """
+        request_id, traceparent = trace or current_context().trace
         envelope = Envelope(
             id=new_id(),
             source=data.topic.partition(".")[0],
@@ -164,8 +241,8 @@ class OutgoingEvent:
             subject=str(subject),
             time=datetime.now(UTC),
             sequence=sequence,
-            traceparent=context.traceparent,
-            requestid=context.request_id,
+            traceparent=traceparent,
+            requestid=request_id,
             actor=actor,
             data=data.model_dump(mode="json"),
         )
@@ -177,12 +254,20 @@ _KNOWN: Final[dict[str, type[EventData]]] = {
     for kind in (
         UserRegistered,
         WalletCreated,
+        WalletFrozen,
+        WalletUnfrozen,
+        WalletClosed,
+        WalletReopened,
+        WalletHeld,
+        WalletReleased,
         WalletsPosted,
         TransactionPending,
         TransactionCompleted,
         TransactionFailed,
         PaymentSucceeded,
         PaymentDeclined,
+        PaymentDisputed,
+        PaymentReturned,
     )
 }
 

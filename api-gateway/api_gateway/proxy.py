@@ -128,8 +128,8 @@ def _target(scope: Scope) -> str:
 
 def _add_context(headers: CIMultiDict[str], scope: Scope, timeout_seconds: float) -> None:
     context = current_context()
-    headers[REQUEST_ID_HEADER] = context.request_id
-    headers[TRACEPARENT_HEADER] = context.traceparent
+    headers[REQUEST_ID_HEADER] = context.trace.request_id
+    headers[TRACEPARENT_HEADER] = context.trace.traceparent
     headers[DEADLINE_HEADER] = str(max(0, int(timeout_seconds * 1000)))
     if scope["client"]:
         headers["X-Forwarded-For"] = scope["client"][0]

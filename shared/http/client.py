@@ -61,8 +61,8 @@ class ServiceClient:
                 headers={
                     "Content-Type": "application/json",
                     "Authorization": f"Bearer {self._tokens.issue(self._service)}",
-                    REQUEST_ID_HEADER: context.request_id,
-                    TRACEPARENT_HEADER: context.traceparent,
+                    REQUEST_ID_HEADER: context.trace.request_id,
+                    TRACEPARENT_HEADER: context.trace.traceparent,
                     DEADLINE_HEADER: str(int(timeout * 1000)),
                 },
                 timeout=aiohttp.ClientTimeout(total=timeout),

@@ -5,7 +5,7 @@ import re
 import secrets
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.ids import new_id
 
@@ -19,12 +19,18 @@ _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
-    """`traceparent` is W3C Trace Context; `deadline` is an instant of the event loop's clock, in seconds."""
+class Trace(NamedTuple):
+    """Where a piece of work comes from; `traceparent` is W3C Trace Context. It goes with the work into a batch."""
 
     request_id: str
     traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """`deadline` is an instant of the event loop's clock, in seconds."""
+
+    trace: Trace
     deadline: float
 
 
@@ -36,8 +42,10 @@ def enter_context(
 ) -> RequestContext:
     """Begin a request's or a background job's context; what is missing or malformed is made anew."""
     context = RequestContext(
-        request_id=request_id if _SANE_REQUEST_ID.fullmatch(request_id) else str(new_id()),
-        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+        trace=Trace(
+            request_id if _SANE_REQUEST_ID.fullmatch(request_id) else str(new_id()),
+            traceparent if _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+        ),
         deadline=asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS),
     )
     _current.set(context)
@@ -61,4 +69,4 @@ def _new_traceparent() -> str:
 def peek_request_id() -> str | None:
     """The id of the request in hand, if there is one."""
     context = _current.get()
-    return context.request_id if context else None
+    return context.trace.request_id if context else None

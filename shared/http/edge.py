@@ -21,6 +21,8 @@ from shared.http.problems import problem_response
 from shared.metrics import HttpMetrics
 
 MAX_BODY_BYTES: Final = 64 * 1024
+MAX_INTERNAL_BODY_BYTES: Final = 1024 * 1024  # a batch from a neighbour
+INTERNAL_PATH: Final = "/internal/"
 BODY_TIMEOUT_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class Edge:
         context = enter_context(
             headers.get(REQUEST_ID_HEADER, ""), headers.get(TRACEPARENT_HEADER, ""), self._deadline_seconds(headers)
         )
-        body = _BoundedBody(receive, self._body_timeout_seconds)
+        max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
+        body = _BoundedBody(receive, self._body_timeout_seconds, max_bytes)
         started_at = perf_counter()
         status = 0
 
@@ -59,7 +62,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
-                out[REQUEST_ID_HEADER] = context.request_id
+                out[REQUEST_ID_HEADER] = context.trace.request_id
                 out.setdefault("Cache-Control", "no-store")
                 out.setdefault("X-Content-Type-Options", "nosniff")
                 if status in {408, 413}:
@@ -67,7 +70,7 @@ class Edge:
             await send(message)
 
         try:
-            _check_head(scope, headers)
+            _check_head(scope, headers, max_bytes)
             await self._app(scope, body.receive, send_with_headers)
         except AppError as error:
             if status:
@@ -103,27 +106,28 @@ def _in_one_sentence(send: Send) -> Send:
     return send_sentence
 
 
-def _check_head(scope: Scope, headers: Headers) -> None:
+def _check_head(scope: Scope, headers: Headers, max_bytes: int) -> None:
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise AppError("content_encoding_unsupported", 415, "Send the body uncompressed.")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal()):
         raise AppError("content_length_invalid", 400, "Content-Length is not a number.")
-    if len(length) > 9 or int(length) > MAX_BODY_BYTES:
-        raise _too_large()
+    if len(length) > 9 or int(length) > max_bytes:
+        raise _too_large(max_bytes)
     if b"\x00" in urllib.parse.unquote_to_bytes(scope.get("raw_path", b"") + b"?" + scope["query_string"]):
         raise AppError("url_invalid", 400, "The URL contains a NUL character.")
 
 
-def _too_large() -> AppError:
-    return AppError("body_too_large", 413, f"The body is larger than {MAX_BODY_BYTES // 1024} KB.")
+def _too_large(max_bytes: int) -> AppError:
+    return AppError("body_too_large", 413, f"The body is larger than {max_bytes // 1024} KB.")
 
 
 class _BoundedBody:
     """A request body that must arrive whole in time and within its size."""
 
-    def __init__(self, receive: Receive, timeout_seconds: float) -> None:
+    def __init__(self, receive: Receive, timeout_seconds: float, max_bytes: int) -> None:
         self._receive = receive
+        self._max_bytes = max_bytes
         self._ends_at = asyncio.get_running_loop().time() + timeout_seconds
         self._size = 0
         self._complete = False
@@ -138,6 +142,6 @@ class _BoundedBody:
             raise AppError("body_timeout", 408, "The body did not arrive in time.") from None
         self._size += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
-        if self._size > MAX_BODY_BYTES:
-            raise _too_large()
+        if self._size > self._max_bytes:
+            raise _too_large(self._max_bytes)
         return message

@@ -48,7 +48,7 @@ def problem_body(error: AppError, instance: str) -> bytes:
         "detail": error.detail,
         "instance": instance,
         "code": error.code,
-        "request_id": current_context().request_id,
+        "request_id": current_context().trace.request_id,
     }
     if error.errors:
         document["errors"] = error.errors

@@ -11,12 +11,13 @@ from shared.money import Money
 from wallet_service.domain import (
     Account,
     AccountRef,
+    Action,
     Book,
     Posting,
     Refusal,
     UnknownAccountError,
     account_ref,
-    post,
+    move,
 )
 
 ALICE, BOB = new_id(), new_id()
@@ -31,20 +32,24 @@ def wallet(owner: UUID | None, minor: int, currency: str = "USD", status: str = 
 
 
 def wish(source: Account, target: Account, amount: Money, caller: UUID = ALICE) -> Posting:
-    return Posting(new_id(), caller, AccountRef(source.id, source.name), AccountRef(target.id, target.name), amount)
+    return Posting(
+        new_id(), Action.MOVE, caller, AccountRef(source.id, source.name), AccountRef(target.id, target.name), amount
+    )
 
 
 def decide(*accounts: Account, posting: Posting) -> tuple[Refusal | None, int]:
     """The refusal and how many entries there are."""
     book = Book({account.id: account for account in accounts})
-    [outcome] = book.apply([posting])
+    [[outcome]] = book.apply([[posting]])
     return outcome.refusal, len(book.entries)
 
 
 def test_a_posting_moves_the_amount_and_its_entries_sum_to_zero() -> None:
     source, target = wallet(ALICE, 1000), wallet(BOB, 5)
 
-    source_after, target_after, entries = post(wish(source, target, usd(400)), source, target)
+    change = move(wish(source, target, usd(400)), source, target)
+    source_after, target_after = change.accounts
+    entries = change.entries
 
     assert (source_after.balance, target_after.balance) == (usd(600), usd(405))
     assert [entry.amount for entry in entries] == [usd(-400), usd(400)]
@@ -114,8 +119,8 @@ def test_a_system_account_ends_where_the_database_does() -> None:
 def test_a_system_account_is_not_meant_by_its_id_alone() -> None:
     external = Account(new_id(), "external:stripe:USD", None, "active", usd(0), usd(0), 0)
     mine = wallet(ALICE, 100)
-    out = Posting(new_id(), ALICE, AccountRef(external.id), AccountRef(mine.id), usd(10))
-    into = Posting(new_id(), ALICE, AccountRef(mine.id), AccountRef(external.id), usd(10))
+    out = Posting(new_id(), Action.MOVE, ALICE, AccountRef(external.id), AccountRef(mine.id), usd(10))
+    into = Posting(new_id(), Action.MOVE, ALICE, AccountRef(mine.id), AccountRef(external.id), usd(10))
 
     assert decide(external, mine, posting=out) == (Refusal.WALLET_NOT_FOUND, 0)
     assert decide(external, mine, posting=into) == (Refusal.WALLET_NOT_FOUND, 0)
@@ -125,7 +130,7 @@ def test_two_halves_of_one_batch_cannot_spend_the_same_money() -> None:
     source, target = wallet(ALICE, 100), wallet(BOB, 0)
     book = Book({source.id: source, target.id: target})
 
-    outcomes = book.apply([wish(source, target, usd(60)), wish(source, target, usd(60))])
+    outcomes = [outcome for [outcome] in book.apply([[wish(source, target, usd(60))] for _ in range(2)])]
 
     assert [outcome.refusal for outcome in outcomes] == [None, Refusal.INSUFFICIENT_FUNDS]
     assert outcomes[1].available_minor == 40
@@ -136,9 +141,9 @@ def test_the_same_posting_twice_in_one_batch_is_decided_once() -> None:
     book = Book({source.id: source, target.id: target})
     posting = wish(source, target, usd(60))
 
-    outcomes = book.apply([posting, posting])
+    [[first], [again]] = book.apply([[posting], [posting]])
 
-    assert outcomes[0] == outcomes[1]
+    assert first == again
     assert book.accounts[source.id].balance == usd(40)
     assert len(book.decided) == 1
 
@@ -172,12 +177,12 @@ def test_whatever_is_posted_money_is_conserved_and_nobody_is_overdrawn(
     ids = [new_id() for _ in range(31)]
     book = Book({account.id: account for account in accounts})
     postings = [
-        Posting(ids[key], ALICE, AccountRef(accounts[a].id), AccountRef(accounts[b].id), usd(minor))
+        Posting(ids[key], Action.MOVE, ALICE, AccountRef(accounts[a].id), AccountRef(accounts[b].id), usd(minor))
         for a, b, minor, key in moves
         if a != b
     ]
 
-    outcomes = book.apply(postings)
+    outcomes = [outcome for [outcome] in book.apply([[posting] for posting in postings])]
 
     assert sum(account.balance.minor for account in book.accounts.values()) == sum(balances)
     assert all(account.balance.minor >= 0 for account in book.accounts.values())

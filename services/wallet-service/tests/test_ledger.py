@@ -257,7 +257,7 @@ async def test_a_check_refuses_as_the_ledger_would_and_moves_nothing(
         posting(alice, "external:any:USD", mine, 100, "USD"),
     )
 
-    outcomes = await ledger.send(good, foreign, mixed, path="/internal/postings/check")
+    outcomes = await ledger.send(*(item | {"action": "check"} for item in (good, foreign, mixed)))
 
     assert [outcome["code"] for outcome in outcomes] == [None, "not_owner", "currency_mismatch"]
     assert await rows(EVERYTHING) == before
@@ -274,7 +274,7 @@ async def test_what_a_check_refused_can_never_be_posted(
     wallet_id = await open_wallet(alice)
     deposit = posting(alice, "external:stripe:USD", wallet_id, 100)
     await rows("update accounts set status = 'closed' where id = $1::uuid", wallet_id)
-    [checked] = await ledger.send(deposit, path="/internal/postings/check")
+    [checked] = await ledger.send(deposit | {"action": "check"})
     await rows("update accounts set status = 'active' where id = $1::uuid", wallet_id)
 
     [posted] = await ledger.send(deposit)
@@ -290,7 +290,7 @@ async def test_a_check_knows_what_was_posted(ledger: LedgerClient, open_wallet: 
     await ledger.send(deposit)
     await rows("update accounts set status = 'closed' where id = $1::uuid", wallet_id)
 
-    [checked] = await ledger.send(deposit, path="/internal/postings/check")
+    [checked] = await ledger.send(deposit | {"action": "check"})
 
     assert (checked["status"], checked["code"]) == ("applied", None)
 
@@ -432,7 +432,7 @@ async def test_the_internal_operations_want_a_service_token(
 ) -> None:
     alice = Person()
     wallet_id = await open_wallet(alice)
-    body = {"postings": [posting(alice, "external:stripe:USD", wallet_id, 100)]}
+    body = {"units": [[posting(alice, "external:stripe:USD", wallet_id, 100)]]}
 
     for headers in (
         {},

@@ -3,20 +3,17 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from shared.auth import Principal, ServiceTokens, UserTokens
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, PageLimit, UtcTime
-from shared.money import MAX_MINOR, Money
-from wallet_service.domain import AccountRef, Outcome, Posting, UnknownAccountError, account_ref
+from shared.money import Money
 from wallet_service.models import AccountRow, EntryRow
 from wallet_service.service import Ledger, Wallets
-
-MAX_POSTINGS = 256
+from wallet_service.wire import read_units, write_outcomes
 
 
 class WalletIn(BaseModel):
@@ -101,6 +98,21 @@ def wallets_router(wallets: Wallets, tokens: UserTokens) -> APIRouter:
         """The balance of one wallet."""
         return BalanceOut(wallet_id=wallet_id, **_amounts(await wallets.get(caller, wallet_id)))
 
+    @router.post("/wallets/{wallet_id}/freeze", responses=problems(401, 403, 404, 409))
+    async def freeze_wallet(wallet_id: UUID, caller: Annotated[Principal, current_user]) -> WalletOut:
+        """Let no money out of a wallet (admins); it still receives."""
+        return _wallet_out(await wallets.freeze(caller, wallet_id))
+
+    @router.post("/wallets/{wallet_id}/unfreeze", responses=problems(401, 403, 404, 409))
+    async def unfreeze_wallet(wallet_id: UUID, caller: Annotated[Principal, current_user]) -> WalletOut:
+        """Let money out of a wallet again (admins)."""
+        return _wallet_out(await wallets.unfreeze(caller, wallet_id))
+
+    @router.post("/wallets/{wallet_id}/close", responses=problems(401, 404, 409))
+    async def close_wallet(wallet_id: UUID, caller: Annotated[Principal, current_user]) -> WalletOut:
+        """Close an empty wallet. Asking for one in its currency again reopens it."""
+        return _wallet_out(await wallets.close(caller, wallet_id))
+
     @router.get("/wallets/{wallet_id}/entries", responses=problems(401, 404))
     async def list_entries(
         wallet_id: UUID,
@@ -120,85 +132,20 @@ def wallets_router(wallets: Wallets, tokens: UserTokens) -> APIRouter:
 # ---------------------------------------------------------------------------------------- internal
 
 
-def _known_account(text: Any) -> AccountRef:
-    try:
-        return account_ref(str(text))
-    except UnknownAccountError:
-        raise PydanticCustomError("account_unknown", "Must be a wallet's id or a system account.") from None
-
-
-Account = Annotated[AccountRef, BeforeValidator(_known_account)]
-
-
-class PostingIn(BaseModel):
-    """One movement of `amount_minor` between two accounts."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: UUID
-    user_id: UUID
-    source: Account
-    target: Account
-    amount_minor: Annotated[int, Field(gt=0, le=MAX_MINOR)]
-    currency: CurrencyCode
-
-
-class PostingsIn(BaseModel):
-    """A batch of postings."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    postings: Annotated[list[PostingIn], Field(min_length=1, max_length=MAX_POSTINGS)]
-
-
-class OutcomeOut(BaseModel):
-    """What became of one posting."""
-
-    id: UUID
-    status: Literal["applied", "refused"]
-    code: str | None
-    available_minor: int | None
-    target_user_id: UUID | None
-
-
-class OutcomesOut(BaseModel):
-    """One outcome a posting, in the postings' order."""
-
-    outcomes: list[OutcomeOut]
-
-
 def internal_router(ledger: Ledger, tokens: ServiceTokens) -> APIRouter:
     """Operations for other services."""
     router = APIRouter(include_in_schema=False, dependencies=[service_of(tokens)])
 
     @router.post("/internal/postings")
-    async def apply_postings(body: PostingsIn) -> OutcomesOut:
-        return _outcomes_out(await ledger.apply([_posting(item) for item in body.postings]))
-
-    @router.post("/internal/postings/check")
-    async def check_postings(body: PostingsIn) -> OutcomesOut:
-        return _outcomes_out(await ledger.check([_posting(item) for item in body.postings]))
+    async def apply_postings(request: Request) -> Response:
+        """`{"units": [[posting, …], …]}` → `{"outcomes": [[outcome, …], …]}`, see `wire.py`."""
+        units = read_units(await request.body())
+        outcomes = await ledger.apply([unit for unit in units if not isinstance(unit, Exception)])
+        applied = iter(outcomes)
+        answers = [unit if isinstance(unit, Exception) else next(applied) for unit in units]
+        return Response(write_outcomes(answers), media_type="application/json")
 
     return router
-
-
-def _posting(item: PostingIn) -> Posting:
-    return Posting(item.id, item.user_id, item.source, item.target, Money(item.amount_minor, item.currency))
-
-
-def _outcomes_out(outcomes: list[Outcome]) -> OutcomesOut:
-    return OutcomesOut(
-        outcomes=[
-            OutcomeOut(
-                id=outcome.posting_id,
-                status="refused" if outcome.refusal else "applied",
-                code=outcome.refusal,
-                available_minor=outcome.available_minor,
-                target_user_id=outcome.target_user_id,
-            )
-            for outcome in outcomes
-        ]
-    )
 
 
 def _amounts(row: AccountRow) -> dict[str, str]:

@@ -28,11 +28,13 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    ledger = Ledger(database, relay)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with publishing(settings, FOLDER, database, relay):
             yield
+            await ledger.close()
 
     app = create_api(
         title="Wallet service",
@@ -46,5 +48,5 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
         wallets_router(Wallets(database, relay), UserTokens(settings.jwt_secret_key.get_secret_value()))
     )
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
-    app.include_router(internal_router(Ledger(database, relay), service_tokens))
+    app.include_router(internal_router(ledger, service_tokens))
     return app

@@ -16,7 +16,10 @@ class Base(DeclarativeBase):
 
 
 class AccountRow(Base):
-    """A person's wallet (`user_id`) or a system account (`name`); `version` counts its entries."""
+    """A person's wallet (`user_id`) or a system account (`name`).
+
+    `version` counts its entries, `event_sequence` the events about the wallet itself.
+    """
 
     __tablename__ = "accounts"
     __table_args__ = (
@@ -35,6 +38,7 @@ class AccountRow(Base):
     balance_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     held_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     version: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    event_sequence: Mapped[int] = mapped_column(sa.BigInteger, server_default="1")
     last_entry_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
 
@@ -43,11 +47,41 @@ class PostingRow(Base):
     """What was decided about a transaction, once and for all; applied when `refusal` is null."""
 
     __tablename__ = "postings"
+    __table_args__ = (sa.Index("postings_created", "created_at", postgresql_using="brin"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     refusal: Mapped[str | None] = mapped_column(sa.Text)
     available_minor: Mapped[int | None] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+
+
+class HoldRow(Base):
+    """Money set aside for a transaction, or the refusal to.
+
+    One that is released and has no account never was, and must not be made any more.
+    """
+
+    __tablename__ = "holds"
+    __table_args__ = (
+        sa.CheckConstraint("status in ('open', 'captured', 'released', 'refused')", name="holds_status"),
+        sa.CheckConstraint("amount_minor > 0", name="holds_amount"),
+        sa.CheckConstraint("(account_id is null) = (amount_minor is null)", name="holds_account"),
+        sa.CheckConstraint(
+            "status not in ('open', 'captured') or account_id is not null", name="holds_of_an_account"
+        ),
+        sa.CheckConstraint("(status = 'refused') = (refusal is not null)", name="holds_refusal"),
+        sa.CheckConstraint("(status = 'open') = (ended_at is null)", name="holds_ended"),
+        sa.Index("holds_open", "account_id", postgresql_where=sa.text("status = 'open'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    account_id: Mapped[UUID | None]
+    amount_minor: Mapped[int | None] = mapped_column(sa.BigInteger)
+    status: Mapped[str] = mapped_column(sa.Text)
+    refusal: Mapped[str | None] = mapped_column(sa.Text)
+    available_minor: Mapped[int | None] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+    ended_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
 
 
 class EntryRow(Base):
@@ -58,6 +92,7 @@ class EntryRow(Base):
         sa.CheckConstraint("amount_minor <> 0", name="entries_amount"),
         sa.CheckConstraint("version > 0", name="entries_version"),
         sa.Index("entries_posting", "posting_id"),
+        sa.Index("entries_created", "created_at", postgresql_using="brin"),
     )
 
     account_id: Mapped[UUID] = mapped_column(primary_key=True)

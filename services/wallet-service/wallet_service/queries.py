@@ -11,17 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.database import Asyncpg
 from shared.ids import new_id
 from shared.money import Money
-from wallet_service.domain import Account, AccountRef, Entry, Outcome, Refusal
+from wallet_service.domain import Account, AccountRef, Entry, Hold, HoldStatus, Outcome, Refusal
 from wallet_service.models import AccountRow, EntryRow
 
 # ------------------------------------------------------------------------------------ the ledger
 
-_ACCOUNT_COLUMNS = "id, name, user_id, currency, status, balance_minor, held_minor, version"
-
 
 async def lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
     """The accounts, locked in the order of their ids; system accounts that are missing are made first."""
-    found = await _select_accounts(connection, refs)
+    found = await _lock_accounts(connection, refs)
     missing = sorted({ref for ref in refs if ref.name and ref.id not in found}, key=lambda ref: ref.id)
     if missing:
         await connection.execute(
@@ -31,43 +29,56 @@ async def lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> di
             [ref.name for ref in missing],
             [ref.currency for ref in missing],
         )
-        found = await _select_accounts(connection, refs)
+        found = await _lock_accounts(connection, refs)
     return found
 
 
-async def lock_wallets(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
-    """The wallets, locked in the order of their ids; system accounts, which nothing is taken from, as empty ones."""
-    found = await _select_accounts(connection, [ref for ref in refs if ref.name is None])
-    for ref in refs:
-        if ref.currency:
-            zero = Money(0, ref.currency)
-            found[ref.id] = Account(ref.id, ref.name, None, "active", zero, zero, 0)
-    return found
+async def lock_holds(connection: Asyncpg, ids: Collection[UUID]) -> dict[UUID, Hold]:
+    """The holds with these ids, locked in the order of the ids."""
+    rows = await connection.fetch(
+        "select h.id, h.account_id, h.amount_minor, a.currency, h.status, h.refusal, h.available_minor "
+        "from holds h left join accounts a on a.id = h.account_id "
+        "where h.id = any($1) order by h.id for no key update of h",
+        list(ids),
+    )
+    return {
+        row["id"]: Hold(
+            row["id"],
+            HoldStatus(row["status"]),
+            row["account_id"],
+            Money(row["amount_minor"], row["currency"]) if row["account_id"] else None,
+            Refusal(row["refusal"]) if row["refusal"] else None,
+            row["available_minor"],
+        )
+        for row in rows
+    }
 
 
 async def known_outcomes(connection: Asyncpg, posting_ids: Collection[UUID]) -> tuple[dict[UUID, Outcome], datetime]:
     """What was decided before, and the database's clock: read after the locks, so that time follows their order."""
-    now: datetime = await connection.fetchval("select clock_timestamp()")
-    rows = await connection.fetch(
-        "select id, refusal, available_minor from postings where id = any($1)", list(posting_ids)
+    now, *rows = await connection.fetch(
+        "select null as id, null as refusal, null as available_minor, clock_timestamp() as now "
+        "union all select id, refusal, available_minor, null from postings where id = any($1)",
+        list(posting_ids),
     )
     outcomes = {
         row["id"]: Outcome(row["id"], Refusal(row["refusal"]) if row["refusal"] else None, row["available_minor"])
         for row in rows
     }
-    return outcomes, now
+    return outcomes, now["now"]
 
 
-async def insert_postings(connection: Asyncpg, outcomes: Sequence[Outcome]) -> set[UUID]:
-    """Remember what was decided; the ids that somebody else has decided meanwhile are left out of the answer."""
-    rows = await connection.fetch(
-        "insert into postings (id, refusal, available_minor) "
-        "select * from unnest($1::uuid[], $2::text[], $3::bigint[]) on conflict do nothing returning id",
-        [outcome.posting_id for outcome in outcomes],
-        [outcome.refusal for outcome in outcomes],
-        [outcome.available_minor for outcome in outcomes],
+async def insert_postings(connection: Asyncpg, outcomes: Sequence[Outcome]) -> int:
+    """Remember what was decided; how many of them nobody else has decided meanwhile."""
+    return _count(
+        await connection.execute(
+            "insert into postings (id, refusal, available_minor) "
+            "select * from unnest($1::uuid[], $2::text[], $3::bigint[]) on conflict do nothing",
+            [outcome.posting_id for outcome in outcomes],
+            [outcome.refusal for outcome in outcomes],
+            [outcome.available_minor for outcome in outcomes],
+        )
     )
-    return {row["id"] for row in rows}
 
 
 async def insert_entries(connection: Asyncpg, entries: Sequence[Entry], now: datetime) -> None:
@@ -88,35 +99,80 @@ async def insert_entries(connection: Asyncpg, entries: Sequence[Entry], now: dat
 
 
 async def update_accounts(connection: Asyncpg, accounts: Sequence[Account], now: datetime) -> None:
-    """Store the balances that the entries led to."""
+    """Store what became of the accounts; `now` is the time of their newest entry where they have one more."""
     await connection.execute(
-        "update accounts a set balance_minor = n.balance_minor, version = n.version, "
-        "  last_entry_at = greatest(a.last_entry_at, $4) "
-        "from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as n (id, balance_minor, version) "
+        "update accounts a set balance_minor = n.balance_minor, held_minor = n.held_minor, version = n.version, "
+        "  status = n.status, "
+        "  last_entry_at = case when n.version = a.version then a.last_entry_at "
+        "                  else greatest(a.last_entry_at, $6) end "
+        "from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) "
+        "  as n (id, balance_minor, held_minor, version, status) "
         "where a.id = n.id",
         [account.id for account in accounts],
         [account.balance.minor for account in accounts],
+        [account.held.minor for account in accounts],
         [account.version for account in accounts],
+        [account.status for account in accounts],
         now,
     )
 
 
-async def _select_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
+async def store_holds(connection: Asyncpg, holds: Sequence[Hold], known: Collection[UUID]) -> int:
+    """Store what became of the holds; those that are not `known` are new. How many were stored: somebody else may
+    have made one of the new ones meanwhile."""
+    new = [hold for hold in holds if hold.id not in known]
+    ended = [hold for hold in holds if hold.id in known]
+    count = 0
+    if new:
+        count += _count(
+            await connection.execute(
+                "insert into holds (id, account_id, amount_minor, status, refusal, available_minor, ended_at) "
+                "select n.*, case when n.status <> 'open' then clock_timestamp() end "
+                "from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::bigint[]) "
+                "  as n (id, account_id, amount_minor, status, refusal, available_minor) on conflict do nothing",
+                [hold.id for hold in new],
+                [hold.account_id for hold in new],
+                [hold.amount.minor if hold.amount else None for hold in new],
+                [hold.status for hold in new],
+                [hold.refusal for hold in new],
+                [hold.available_minor for hold in new],
+            )
+        )
+    if ended:
+        count += _count(
+            await connection.execute(
+                "update holds h set status = n.status, ended_at = clock_timestamp() "
+                "from unnest($1::uuid[], $2::text[]) as n (id, status) where h.id = n.id",
+                [hold.id for hold in ended],
+                [hold.status for hold in ended],
+            )
+        )
+    return count
+
+
+async def next_event_sequences(connection: Asyncpg, account_ids: Collection[UUID]) -> dict[UUID, int]:
+    """Count one more event of each account, and answer its number."""
     rows = await connection.fetch(
-        f"select {_ACCOUNT_COLUMNS} from accounts where id = any($1) order by id for no key update",
-        sorted({ref.id for ref in refs}),
+        "update accounts set event_sequence = event_sequence + 1 where id = any($1) returning id, event_sequence",
+        list(account_ids),
+    )
+    return {row["id"]: row["event_sequence"] for row in rows}
+
+
+def _count(status: str) -> int:
+    """The number of rows in a command's status, such as `INSERT 0 5`."""
+    return int(status.rpartition(" ")[2])
+
+
+async def _lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
+    rows = await connection.fetch(
+        "select id, name, user_id, currency, status, balance_minor, held_minor, version "
+        "from accounts where id = any($1) order by id for no key update",
+        [ref.id for ref in refs],
     )
     return {
-        row["id"]: Account(
-            id=row["id"],
-            name=row["name"],
-            user_id=row["user_id"],
-            status=row["status"],
-            balance=Money(row["balance_minor"], row["currency"]),
-            held=Money(row["held_minor"], row["currency"]),
-            version=row["version"],
-        )
-        for row in rows
+        id_: Account(id_, name, user_id, status, Money(balance, currency), Money(held, currency), version)
+        for id_, name, user_id, currency, status, balance, held, version in rows
     }
 
 
@@ -134,17 +190,23 @@ async def insert_wallet(session: AsyncSession, user_id: UUID, currency: str) -> 
     return (await session.scalars(statement)).one_or_none()
 
 
-async def wallets_of(session: AsyncSession, user_id: UUID, currency: str | None = None) -> Sequence[AccountRow]:
+async def wallets_of(session: AsyncSession, user_id: UUID) -> Sequence[AccountRow]:
     """A person's wallets, newest first."""
     statement = sa.select(AccountRow).where(AccountRow.user_id == user_id)
-    if currency is not None:
-        statement = statement.where(AccountRow.currency == currency)
     return (await session.scalars(statement.order_by(AccountRow.id.desc()))).all()
 
 
-async def wallet(session: AsyncSession, wallet_id: UUID) -> AccountRow | None:
-    """The wallet with this id; system accounts are none."""
+async def wallet_in(session: AsyncSession, user_id: UUID, currency: str) -> AccountRow:
+    """A person's wallet in a currency, locked."""
+    statement = sa.select(AccountRow).where(AccountRow.user_id == user_id, AccountRow.currency == currency)
+    return (await session.scalars(statement.with_for_update(key_share=True))).one()
+
+
+async def wallet(session: AsyncSession, wallet_id: UUID, *, lock: bool = False) -> AccountRow | None:
+    """The wallet with this id; system accounts are none. `lock` keeps the ledger from changing it."""
     statement = sa.select(AccountRow).where(AccountRow.id == wallet_id, AccountRow.user_id.is_not(None))
+    if lock:
+        statement = statement.with_for_update(key_share=True)
     return (await session.scalars(statement)).one_or_none()
 
 

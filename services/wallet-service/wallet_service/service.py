@@ -1,19 +1,42 @@
 """Use cases of wallet-service."""
 
-from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 
 from shared import outbox
 from shared.auth import Principal
+from shared.batching import Batcher
 from shared.database import Asyncpg, Database, with_retries
 from shared.errors import ForbiddenError, NotFoundError
-from shared.events import OutgoingEvent, PostedEntry, WalletCreated, WalletsPosted
+from shared.events import (
+    OutgoingEvent,
+    WalletClosed,
+    WalletCreated,
+    WalletFrozen,
+    WalletReopened,
+    WalletStatusEvent,
+    WalletUnfrozen,
+)
+from shared.money import Money
 from shared.outbox import Relay
 from wallet_service import models, queries
-from wallet_service.domain import AccountRef, Book, Outcome, Posting, WalletExistsError
+from wallet_service.domain import (
+    Action,
+    Book,
+    Outcome,
+    Unit,
+    WalletExistsError,
+    WalletNotEmptyError,
+    WalletStatusError,
+)
+from wallet_service.events import events_of
+
+MAX_BATCH: Final = 256  # postings in one transaction
+MAX_IN_FLIGHT: Final = 2  # transactions: while one is being committed, the next one is decided
 
 
 class Ledger:
@@ -22,43 +45,64 @@ class Ledger:
     def __init__(self, database: Database, relay: Relay) -> None:
         self._database = database
         self._relay = relay
+        self._batcher: Batcher[Unit, list[Outcome]] = Batcher(
+            self._apply, max_size=MAX_BATCH, max_in_flight=MAX_IN_FLIGHT, weigh=len
+        )
 
-    async def apply(self, postings: Sequence[Posting]) -> list[Outcome]:
-        """Apply or refuse each posting for good, in order; one that was decided before keeps its outcome."""
-        outcomes = await with_retries(lambda: self._apply(postings))
+    async def apply(self, units: Sequence[Unit]) -> list[list[Outcome] | Exception]:
+        """Apply or refuse each unit for good, wholly, in order; a posting that was decided before keeps its outcome.
+
+        A unit that the database would not have, or could not get at, has the exception as its outcome: nothing of it
+        was done. A ConnectionError leaves open whether it was.
+        """
+        return await self._batcher.submit(units)
+
+    async def close(self) -> None:
+        """Finish what was begun; new postings are refused."""
+        await self._batcher.close()
+
+    async def _apply(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+        outcomes = await with_retries(lambda: self._apply_once(units))
         self._relay.wake()
         return outcomes
 
-    async def check(self, postings: Sequence[Posting]) -> list[Outcome]:
-        """Refuse for good what breaks a rule of owner, currency or status, before outside money moves for it."""
-        return await with_retries(lambda: self._check(postings))
-
-    async def _apply(self, postings: Sequence[Posting]) -> list[Outcome]:
+    async def _apply_once(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+        postings = [posting for unit in units for posting in unit]
         async with self._database.batch() as connection:
-            accounts = await queries.lock_accounts(connection, _refs(postings))
+            accounts = await queries.lock_accounts(
+                connection, {ref for posting in postings for ref in posting.locked}
+            )
+            held = [posting.id for posting in postings if posting.action in _ABOUT_HOLDS]
+            holds = await queries.lock_holds(connection, held) if held else {}
+            known_holds = set(holds)
             known, now = await queries.known_outcomes(connection, [posting.id for posting in postings])
-            book = Book(accounts, known)
-            outcomes = book.apply(postings)
-            await self._store_decisions(connection, book)
-            if book.entries:
-                await queries.insert_entries(connection, book.entries, now)
-                await queries.update_accounts(connection, [book.accounts[id_] for id_ in book.touched], now)
-                await outbox.append_batch(connection, _posted_events(postings, book))
+            book = Book(accounts, holds, known)
+            outcomes = book.apply(units)
+            if book.decided and await queries.insert_postings(connection, book.decided) < len(book.decided):
+                raise _decided_meanwhile()
+            if book.changes:
+                await self._store(connection, book, known_holds, now)
             return outcomes
 
-    async def _check(self, postings: Sequence[Posting]) -> list[Outcome]:
-        async with self._database.batch() as connection:
-            accounts = await queries.lock_wallets(connection, _refs(postings))
-            known, _ = await queries.known_outcomes(connection, [posting.id for posting in postings])
-            book = Book(accounts, known)
-            outcomes = book.check(postings)
-            await self._store_decisions(connection, book)
-            return outcomes
+    async def _store(self, connection: Asyncpg, book: Book, known_holds: set[UUID], now: datetime) -> None:
+        if entries := book.entries:
+            await queries.insert_entries(connection, entries, now)
+        holds = book.changed_holds
+        if holds and await queries.store_holds(connection, holds, known_holds) < len(holds):
+            raise _decided_meanwhile()
+        if accounts := book.changed_accounts:
+            await queries.update_accounts(connection, accounts, now)
+        frozen = [change.frozen.id for _, change in book.changes if change.frozen]
+        sequences = await queries.next_event_sequences(connection, frozen) if frozen else {}
+        await outbox.append_batch(connection, events_of(book, sequences))
 
-    async def _store_decisions(self, connection: Asyncpg, book: Book) -> None:
-        if book.decided and len(await queries.insert_postings(connection, book.decided)) < len(book.decided):
-            # Refused for want of a wallet, so without a common lock, and decided elsewhere at the same moment.
-            raise asyncpg.SerializationError("postings were decided meanwhile")
+
+_ABOUT_HOLDS: Final = frozenset({Action.HOLD, Action.CAPTURE, Action.RELEASE})
+
+
+def _decided_meanwhile() -> Exception:
+    """Without a wallet there is no common lock, and somebody else has decided the same posting at the same moment."""
+    return asyncpg.SerializationError("postings were decided meanwhile")
 
 
 class Wallets:
@@ -74,18 +118,31 @@ class Wallets:
             raise ForbiddenError("`user_id` must be your own; only an admin opens wallets for others.")
         async with self._database.transaction() as session:
             row = await queries.insert_wallet(session, user_id, currency)
+            kind: type[WalletCreated | WalletReopened] = WalletCreated
             if row is None:
-                existing = await queries.wallets_of(session, user_id, currency)
-                raise WalletExistsError(existing[0].id)
-            event = OutgoingEvent.of(
-                WalletCreated(wallet_id=row.id, user_id=user_id, currency=currency),
-                subject=row.id,
-                sequence=1,
-                actor=str(caller.user_id),
-            )
-            await outbox.append(session, models.outbox, [event])
+                row = await queries.wallet_in(session, user_id, currency)
+                if row.status != "closed":
+                    raise WalletExistsError(row.id)
+                row.status, kind = "active", WalletReopened
+                row.event_sequence += 1
+            await outbox.append(session, models.outbox, [_event(kind, row, caller)])
         self._relay.wake()
         return row
+
+    async def freeze(self, caller: Principal, wallet_id: UUID) -> models.AccountRow:
+        """Let no money leave the wallet; admins only. Raises NotFoundError, WalletStatusError."""
+        return await self._set_status(caller, wallet_id, "frozen", WalletFrozen)
+
+    async def unfreeze(self, caller: Principal, wallet_id: UUID) -> models.AccountRow:
+        """Let money leave the wallet again; admins only. Raises NotFoundError, WalletStatusError."""
+        return await self._set_status(caller, wallet_id, "active", WalletUnfrozen)
+
+    async def close(self, caller: Principal, wallet_id: UUID) -> models.AccountRow:
+        """Close an empty wallet of one's own, or anybody's as admin.
+
+        Raises NotFoundError, WalletNotEmptyError, and WalletStatusError for a frozen one.
+        """
+        return await self._set_status(caller, wallet_id, "closed", WalletClosed)
 
     async def of(self, caller: Principal) -> Sequence[models.AccountRow]:
         """The caller's wallets."""
@@ -106,39 +163,33 @@ class Wallets:
             entries = await queries.entries_of(session, wallet_id, limit + 1, before_version)
         return row, entries[:limit], len(entries) > limit
 
+    async def _set_status(
+        self, caller: Principal, wallet_id: UUID, status: str, kind: type[WalletStatusEvent]
+    ) -> models.AccountRow:
+        """One that has the status already is answered as it is."""
+        async with self._database.transaction() as session:
+            row = _visible(await queries.wallet(session, wallet_id, lock=True), caller)
+            if status != "closed" and caller.role != "admin":
+                raise ForbiddenError("Only an admin freezes and unfreezes wallets.")
+            if row.status == status:
+                return row
+            if row.status == "closed" or (status == "closed" and row.status == "frozen"):
+                raise WalletStatusError(row.status)
+            if status == "closed" and (row.balance_minor or row.held_minor):
+                raise WalletNotEmptyError(Money(row.balance_minor, row.currency))
+            row.status = status
+            row.event_sequence += 1
+            await outbox.append(session, models.outbox, [_event(kind, row, caller)])
+        self._relay.wake()
+        return row
 
-def _refs(postings: Sequence[Posting]) -> set[AccountRef]:
-    return {ref for posting in postings for ref in (posting.source, posting.target)}
+
+def _event(kind: type[WalletCreated | WalletStatusEvent], row: models.AccountRow, caller: Principal) -> OutgoingEvent:
+    data = kind.model_validate({"wallet_id": row.id, "user_id": row.user_id, "currency": row.currency})
+    return OutgoingEvent.of(data, subject=row.id, sequence=row.event_sequence, actor=str(caller.user_id))
 
 
 def _visible(row: models.AccountRow | None, caller: Principal) -> models.AccountRow:
     if row is None or (row.user_id != caller.user_id and caller.role != "admin"):
         raise NotFoundError("wallet")
     return row
-
-
-def _posted_events(postings: Sequence[Posting], book: Book) -> list[OutgoingEvent]:
-    """One event for each posting of the batch that was applied now."""
-    entries: dict[UUID, list[PostedEntry]] = defaultdict(list)
-    for entry in book.entries:
-        owner = book.accounts[entry.account_id].user_id
-        if owner is not None:
-            entries[entry.posting_id].append(
-                PostedEntry(
-                    wallet_id=entry.account_id,
-                    user_id=owner,
-                    amount_minor=entry.amount.minor,
-                    balance_minor=entry.balance.minor,
-                    version=entry.version,
-                )
-            )
-    return [
-        OutgoingEvent.of(
-            WalletsPosted(posting_id=posting.id, currency=posting.amount.currency, entries=entries.pop(posting.id)),
-            subject=posting.id,
-            sequence=1,
-            actor=str(posting.user_id),
-        )
-        for posting in postings
-        if posting.id in entries
-    ]

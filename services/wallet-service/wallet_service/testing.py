@@ -19,13 +19,19 @@ class LedgerClient:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
-    async def send(self, *postings: dict[str, Any], path: str = "/internal/postings") -> list[dict[str, Any]]:
-        """The outcomes of one batch."""
+    async def send(self, *postings: dict[str, Any]) -> list[dict[str, Any]]:
+        """The outcomes of one batch of postings that stand each for itself."""
+        return [outcome for [outcome] in await self.send_units(*([posting] for posting in postings))]
+
+    async def send_units(self, *units: list[dict[str, Any]]) -> list[Any]:
+        """For each unit its outcomes, or its trouble."""
         response = await self._client.post(
-            path, json={"postings": postings}, headers=service_headers("transaction-service", "wallet-service")
+            "/internal/postings",
+            json={"units": units},
+            headers=service_headers("transaction-service", "wallet-service"),
         )
         assert response.status_code == 200, response.text
-        outcomes: list[dict[str, Any]] = response.json()["outcomes"]
+        outcomes: list[Any] = response.json()["outcomes"]
         return outcomes
 
     async def fund(self, owner: Person, wallet_id: str, minor: int, currency: str = "USD") -> None:
@@ -35,14 +41,21 @@ class LedgerClient:
 
 
 def posting(
-    caller: Person, source: str, target: str, minor: int, currency: str = "USD", posting_id: UUID | None = None
+    caller: Person,
+    source: str,
+    target: str,
+    minor: int,
+    currency: str = "USD",
+    posting_id: UUID | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """A posting as it goes over the wire."""
+    """A posting as it goes over the wire; a move, unless `more` says otherwise."""
     return {
         "id": str(posting_id or new_id()),
+        "action": "move",
         "user_id": str(caller.id),
         "source": source,
         "target": target,
         "amount_minor": minor,
         "currency": currency,
-    }
+    } | more

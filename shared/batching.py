@@ -1,0 +1,157 @@
+"""Batching without waiting: what arrives while batches are under way is the next batch."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from shared.errors import OutcomeUnknownError, UnavailableError
+from shared.http.context import enter_context
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Call(Generic[Item, Result]):
+    """What one caller submitted, in the unit of `weigh`, and where its outcomes go."""
+
+    items: tuple[Item, ...]
+    weight: int
+    answer: asyncio.Future[list[Result | Exception]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Carries out the items of concurrent calls together: a lone call starts at once, a thousand share few batches.
+
+    `run` carries out a batch: it answers one outcome an item, in their order, or raises, and then has done nothing
+    (or knows what it did when the same items come again). It runs in a request context of its own, with a new
+    deadline. Of an exception that it raises the culprit is sought: the items are run again in halves, one after the
+    other, until it is alone and has the exception as its outcome. `concerns_all` are the exceptions that are no
+    item's fault: each item of the run that raised one has it as its outcome, and nothing is run again.
+
+    A batch is as many whole calls, in the order of their arrival, as weigh at most `max_size` together; a call that
+    weighs more is a batch alone. At most `max_in_flight` batches are under way, and calls that weigh `max_waiting`
+    together wait, which is also the most that one call may weigh. Weights are in the unit of `weigh`, without which
+    an item weighs 1.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_size: int = 256,
+        max_in_flight: int = 1,
+        max_waiting: int = 10_000,
+        weigh: Callable[[Item], int] | None = None,
+        concerns_all: tuple[type[Exception], ...] = (OSError,),
+    ) -> None:
+        if min(max_size, max_in_flight, max_waiting) < 1:
+            raise ValueError("a limit below 1 lets nothing through")
+        self._run = run
+        self._max_size = max_size
+        self._max_in_flight = max_in_flight
+        self._max_waiting = max_waiting
+        self._weigh = weigh
+        self._concerns_all = concerns_all
+        self._waiting: deque[_Call[Item, Result]] = deque()
+        self._waiting_weight = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._starting = False  # a task is made that has not taken its calls yet
+        self._closed = False
+
+    async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:
+        """One outcome an item, in their order; an item's exception is its outcome and never raised.
+
+        A caller that is cancelled only stops listening: what it submitted is carried out. Raises UnavailableError,
+        with nothing submitted, when too much waits already and after `close()`.
+        """
+        if not items:
+            return []
+        own = tuple(items)  # the caller may go away and change its list
+        weight = len(own) if self._weigh is None else sum(map(self._weigh, own))
+        if self._closed or self._waiting_weight + weight > self._max_waiting:
+            raise UnavailableError
+        call = _Call[Item, Result](own, weight, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        self._waiting_weight += weight
+        self._start()
+        return await call.answer
+
+    async def close(self) -> None:
+        """Refuse new calls, and return when everything submitted has been carried out; `run` bounds how long."""
+        self._closed = True
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def _start(self) -> None:
+        """Have the next batch begin, if there is one and room for it, after the callers whose turn is now."""
+        if self._waiting and not self._starting and len(self._in_flight) < self._max_in_flight:
+            self._starting = True
+            # An empty context: nothing of the caller who happened to come first.
+            task = asyncio.get_running_loop().create_task(self._carry_out(), context=Context())
+            self._in_flight.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        broken_off = task.cancelling() or (not task.cancelled() and task.exception() is not None)
+        if broken_off:  # the event loop is ending, and a batch begun now would be left behind
+            self._starting = False
+            _answer(list(self._waiting), UnavailableError())
+            self._waiting.clear()
+            self._waiting_weight = 0
+        else:
+            self._start()
+
+    async def _carry_out(self) -> None:
+        """Run the next batch and answer its calls, whatever happens."""
+        self._starting = False
+        calls = self._take()
+        self._start()
+        if not calls:
+            return
+        outcomes: list[Result | Exception] | Exception = OutcomeUnknownError()
+        try:
+            outcomes = await self._outcomes([item for call in calls for item in call.items])
+        finally:
+            _answer(calls, outcomes)
+
+    def _take(self) -> list[_Call[Item, Result]]:
+        calls: list[_Call[Item, Result]] = []
+        room = self._max_size
+        while self._waiting and (not calls or self._waiting[0].weight <= room):
+            call = self._waiting.popleft()
+            room -= call.weight
+            calls.append(call)
+        self._waiting_weight -= self._max_size - room
+        return calls
+
+    async def _outcomes(self, items: list[Item]) -> list[Result | Exception]:
+        enter_context()  # anew for each part: what a stuck item used up is not its neighbours' time
+        try:
+            results = await self._run(items)
+        except self._concerns_all as error:
+            return [error] * len(items)
+        except Exception as error:  # noqa: BLE001 - an item may be refused in any way
+            if len(items) == 1:
+                return [error]
+        else:
+            if isinstance(results, Sequence) and len(results) == len(items):
+                return list(results)
+            return [RuntimeError("a batch was not answered with one outcome an item")] * len(items)
+        half = len(items) // 2
+        return [*await self._outcomes(items[:half]), *await self._outcomes(items[half:])]
+
+
+def _answer(calls: Sequence[_Call[Item, Result]], outcomes: list[Result | Exception] | Exception) -> None:
+    """Give each call its part of the outcomes, or each of its items the same exception."""
+    end = 0
+    for call in calls:
+        begin, end = end, end + len(call.items)
+        if not call.answer.done():  # its caller may have gone
+            call.answer.set_result(
+                [outcomes] * len(call.items) if isinstance(outcomes, Exception) else outcomes[begin:end]
+            )
