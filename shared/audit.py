@@ -4,16 +4,18 @@ The only file that imports motor, which is past its end of life: replacing it is
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from shared.settings import DatabaseSettings
 
 TIMEOUT_MS: Final = 3000
 WRITE_TIMEOUT_SECONDS: Final = 10.0
+READ_TIMEOUT_MS: Final = 60_000
+READ_BATCH: Final = 1000
 _DUPLICATE_KEY: Final = 11000
 _LOGIN_REFUSED: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
@@ -22,16 +24,7 @@ class AuditLog:
     """One service's audit collection; `_id` is the event's id."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        password = settings.mongo_password.get_secret_value()
-        login: dict[str, Any] = {"username": settings.mongo_user, "password": password} if settings.mongo_user else {}
-        self._client: Any = AsyncIOMotorClient(
-            settings.mongo_host,
-            settings.mongo_port,
-            serverSelectionTimeoutMS=TIMEOUT_MS,
-            connectTimeoutMS=TIMEOUT_MS,
-            socketTimeoutMS=TIMEOUT_MS,
-            **login,
-        )
+        self._client = _client(settings, TIMEOUT_MS)
         self._collection = self._client[settings.mongo_db][f"{settings.schema_name}_audit"]
 
     async def write(self, documents: Sequence[dict[str, Any]]) -> None:
@@ -54,9 +47,65 @@ class AuditLog:
 
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""
-        async with asyncio.timeout(1.0):
-            await self._client.admin.command("ping")
+        await _ping(self._client)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+class AuditedEvent(NamedTuple):
+    """What identifies an event in the audit; None where the document does not say."""
+
+    id: str
+    subject: str | None
+    type: str | None
+    sequence: int | None
+
+
+class AuditReader:
+    """All services' audit collections, for reading."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._client = _client(settings, READ_TIMEOUT_MS)
+        self._database = self._client[settings.mongo_db]
+
+    async def events(self, schema: str) -> AsyncIterator[list[AuditedEvent]]:
+        """The events of the service whose schema this is, batch by batch in no order; raises ConnectionError."""
+        try:
+            cursor = self._database[f"{schema}_audit"].find(
+                {}, {"subject": 1, "type": 1, "sequence": 1}, batch_size=READ_BATCH
+            )
+            while documents := await cursor.to_list(READ_BATCH):
+                yield [
+                    AuditedEvent(str(each["_id"]), each.get("subject"), each.get("type"), each.get("sequence"))
+                    for each in documents
+                ]
+        except (PyMongoError, KeyError) as error:  # KeyError: see write()
+            raise ConnectionError(f"MongoDB cannot be read ({type(error).__name__})") from error
+
+    async def check(self) -> None:
+        """Raises when MongoDB does not answer within a second."""
+        await _ping(self._client)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _client(settings: DatabaseSettings, socket_timeout_ms: int) -> Any:
+    password = settings.mongo_password.get_secret_value()
+    login: dict[str, Any] = {"username": settings.mongo_user, "password": password} if settings.mongo_user else {}
+    return AsyncIOMotorClient(
+        settings.mongo_host,
+        settings.mongo_port,
+        serverSelectionTimeoutMS=TIMEOUT_MS,
+        connectTimeoutMS=TIMEOUT_MS,
+        socketTimeoutMS=socket_timeout_ms,
+        **login,
+    )
+
+
+async def _ping(client: Any) -> None:
+    async with asyncio.timeout(1.0):
+        await client.admin.command("ping")

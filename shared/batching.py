@@ -59,7 +59,6 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Call[Item, Result]] = deque()
         self._waiting_weight = 0
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._starting = False  # a task is made that has not taken its calls yet
         self._closed = False
 
     async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:
@@ -87,9 +86,8 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(self._in_flight)
 
     def _start(self) -> None:
-        """Have the next batch begin, if there is one and room for it, after the callers whose turn is now."""
-        if self._waiting and not self._starting and len(self._in_flight) < self._max_in_flight:
-            self._starting = True
+        """Have a batch begin, if something waits and there is room, after the callers whose turn it is."""
+        if self._waiting and len(self._in_flight) < self._max_in_flight:
             # An empty context: nothing of the caller who happened to come first.
             task = asyncio.get_running_loop().create_task(self._carry_out(), context=Context())
             self._in_flight.add(task)
@@ -99,7 +97,6 @@ class Batcher(Generic[Item, Result]):
         self._in_flight.discard(task)
         broken_off = task.cancelling() or (not task.cancelled() and task.exception() is not None)
         if broken_off:  # the event loop is ending, and a batch begun now would be left behind
-            self._starting = False
             _answer(list(self._waiting), UnavailableError())
             self._waiting.clear()
             self._waiting_weight = 0
@@ -108,14 +105,12 @@ class Batcher(Generic[Item, Result]):
 
     async def _carry_out(self) -> None:
         """Run the next batch and answer its calls, whatever happens."""
-        self._starting = False
         calls = self._take()
-        self._start()
-        if not calls:
+        if not calls:  # they went with the batch before
             return
         outcomes: list[Result | Exception] | Exception = OutcomeUnknownError()
         try:
-            outcomes = await self._outcomes([item for call in calls for item in call.items])
+            outcomes = await self._outcomes(tuple(item for call in calls for item in call.items))
         finally:
             _answer(calls, outcomes)
 
@@ -129,7 +124,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting_weight -= self._max_size - room
         return calls
 
-    async def _outcomes(self, items: list[Item]) -> list[Result | Exception]:
+    async def _outcomes(self, items: tuple[Item, ...]) -> list[Result | Exception]:
         enter_context()  # anew for each part: what a stuck item used up is not its neighbours' time
         try:
             results = await self._run(items)

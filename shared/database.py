@@ -28,7 +28,7 @@ POOL_SIZE: Final = 8
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 COMMAND_TIMEOUT_SECONDS: Final = 5.0
 POOL_TIMEOUT_SECONDS: Final = 3.0
-# A batch that runs into a row which somebody keeps is tried again in halves: what else is in it waits this long a time.
+# A batch that runs into a row which somebody keeps is tried again in halves, and each half waits this long.
 BATCH_LOCK_TIMEOUT_MS: Final = 250
 MAX_ATTEMPTS: Final = 3
 MIGRATION_WAIT_SECONDS: Final = 60
@@ -319,15 +319,21 @@ def _role_statements(settings: DatabaseSettings) -> list[str]:
             """
             for name in (role, READER_ROLE)
         ),
-        f"""
-        do $$
-        begin
-            set local role {role};
-            reset role;
-        exception when insufficient_privilege then
-            grant {role} to current_user;
-        end $$
-        """,
+        *(
+            f"""
+            do $$
+            begin
+                set local role {name};
+                reset role;
+            exception when insufficient_privilege then
+                begin
+                    grant {name} to current_user;
+                exception when unique_violation then null;
+                end;
+            end $$
+            """
+            for name in (role, READER_ROLE)
+        ),
         f"grant usage on schema {schema} to {role}",
     ]
 

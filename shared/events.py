@@ -77,7 +77,7 @@ class WalletReopened(WalletStatusEvent):
 
 
 class HoldEvent(EventData):
-    """Common to what is said of money set aside; `hold_id` is the transaction's. The wallet is as it is afterwards."""
+    """Common to what is said of money set aside; `hold_id` is the transaction's, the amounts are those after it."""
 
     topic = "wallets.events"
     hold_id: UUID
@@ -126,12 +126,14 @@ class TransactionEvent(EventData):
     """Common to what is said of a transaction."""
 
     transaction_id: UUID
-    transaction_type: Literal["deposit", "transfer"]
+    transaction_type: Literal["deposit", "withdrawal", "transfer", "payment", "refund", "payout_return", "dispute"]
     user_id: UUID
     payee_user_id: UUID | None
     from_wallet_id: UUID | None
     to_wallet_id: UUID | None
+    original_transaction_id: UUID | None = None
     amount_minor: int
+    fee_minor: int = 0
     currency: str
 
 

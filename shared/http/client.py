@@ -18,9 +18,15 @@ from shared.http.context import (
 MAX_CONNECTIONS: Final = 32
 CALL_TIMEOUT_SECONDS: Final = 5.0
 
+_BODY_AT_FAULT: Final = frozenset({400, 413, 415, 422})
+
 
 class ServiceCallError(Exception):
     """No answer that counts: whether the call had its effect is unknown."""
+
+
+class ServiceRefusedError(ServiceCallError):
+    """The service would not have this body (400, 413, 415, 422); with other items in it, it might."""
 
 
 class ServiceClient:
@@ -47,7 +53,10 @@ class ServiceClient:
             await self._session.close()
 
     async def post(self, path: str, payload: Any) -> Any:
-        """The decoded JSON of a 200 answer; anything else raises ServiceCallError: unknown, never a no."""
+        """The decoded JSON of a 200 answer; anything else raises ServiceCallError: unknown, never a no.
+
+        Raises ServiceRefusedError where the body is at fault.
+        """
         if self._session is None:
             raise RuntimeError("enter the client first")
         timeout = min(CALL_TIMEOUT_SECONDS, seconds_left())
@@ -69,6 +78,8 @@ class ServiceClient:
                 allow_redirects=False,
             ) as response:
                 body = await response.read()
+                if response.status in _BODY_AT_FAULT:
+                    raise ServiceRefusedError(f"{self._service} answered {response.status}")
                 if response.status != 200:
                     raise ServiceCallError(f"{self._service} answered {response.status}")
                 return json.loads(body)

@@ -39,8 +39,8 @@ def title_of(status: int) -> str:
     return _TITLES.get(status) or http.HTTPStatus(status).phrase
 
 
-def problem_body(error: AppError, instance: str) -> bytes:
-    """The problem document of `error`; `instance` is the path of the request."""
+def problem_body(error: AppError, instance: str, request_id: str | None = None) -> bytes:
+    """The problem document of `error`; `instance` is the path of the request, by default the one in hand."""
     document: dict[str, Any] = {
         "type": f"urn:payment-system:error:{error.code}",
         "title": title_of(error.status),
@@ -48,7 +48,7 @@ def problem_body(error: AppError, instance: str) -> bytes:
         "detail": error.detail,
         "instance": instance,
         "code": error.code,
-        "request_id": current_context().trace.request_id,
+        "request_id": request_id or current_context().trace.request_id,
     }
     if error.errors:
         document["errors"] = error.errors

@@ -55,7 +55,7 @@ def note_app(checks: dict[str, Any] | None = None, **options: Any) -> tuple[Fast
     async def create(body: NoteIn) -> dict[str, str]:
         notes.append(body.text)
         logging.getLogger("notes").info("noted %s", body.text)
-        return {"text": body.text, "amount": str(body.amount), "request_id": current_context().request_id}
+        return {"text": body.text, "amount": str(body.amount), "request_id": current_context().trace.request_id}
 
     @router.get("/notes/{note_id}")
     async def read(note_id: UUID, limit: int = 10) -> dict[str, str]:

@@ -1,16 +1,14 @@
 """HTTP of payment-gateway: `/payments` for people, `/internal` for transaction-service."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from payment_gateway.domain import Kind, Order
-from payment_gateway.models import PaymentRow
-from payment_gateway.service import OrderChangedError, Payments
+from payment_gateway.domain import Kind, Order, Status
+from payment_gateway.service import Payments
 from shared.auth import Principal, ServiceTokens, UserTokens
-from shared.errors import AppError
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, UtcTime
@@ -20,17 +18,21 @@ MAX_ORDERS = 256
 
 
 class PaymentOut(BaseModel):
-    """An operation at a provider, with the provider's reference once it has succeeded."""
+    """An operation at a provider, with the provider's reference once it has succeeded.
+
+    `reversal` says that its money came back afterwards: a charge was disputed, or a payout returned.
+    """
 
     id: UUID
     transaction_id: UUID
-    kind: Literal["charge", "refund"]
+    kind: Literal["charge", "refund", "payout"]
     provider: Literal["stripe", "paypal"]
     amount: AmountOut
     currency: str
     status: Literal["pending", "succeeded", "declined"]
     provider_reference: str | None
     decline_code: str | None
+    reversal: Literal["disputed", "returned"] | None
     created_at: UtcTime
     updated_at: UtcTime
 
@@ -42,7 +44,7 @@ def payments_router(payments: Payments, tokens: UserTokens) -> APIRouter:
 
     @router.get("/payments/{payment_id}", responses=problems(401, 404))
     async def get_payment(payment_id: UUID, caller: Annotated[Principal, current_user]) -> PaymentOut:
-        """One charge or refund."""
+        """One charge, refund or payout."""
         row = await payments.get(caller, payment_id)
         return PaymentOut.model_validate(
             {name: getattr(row, name) for name in PaymentOut.model_fields if name != "amount"}
@@ -53,7 +55,10 @@ def payments_router(payments: Payments, tokens: UserTokens) -> APIRouter:
 
 
 class OrderIn(BaseModel):
-    """An operation to execute for a transaction."""
+    """An operation to execute for a transaction, or with `cancel` one that is not to happen any more.
+
+    `original_id` is the transaction whose charge a refund gives back; without it, it is the refund's own.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,6 +68,14 @@ class OrderIn(BaseModel):
     method: Annotated[str, Field(min_length=1, max_length=64)]
     amount_minor: Annotated[int, Field(gt=0, le=MAX_MINOR)]
     currency: CurrencyCode
+    original_id: UUID | None = None
+    cancel: bool = False
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.cancel if self.kind is Kind.REFUND else self.original_id is not None:
+            raise ValueError("A refund cannot be cancelled, and nothing else has an original.")
+        return self
 
 
 class OrdersIn(BaseModel):
@@ -74,13 +87,18 @@ class OrdersIn(BaseModel):
 
 
 class OrderOut(BaseModel):
-    """What became of one order; `code` says why it was declined. A refund may be answered with its charge."""
+    """What became of one order; `code` says why it was declined, or why nothing is known of it.
+
+    A refund of the transaction's own charge may be answered with that charge.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
 
     transaction_id: UUID
     kind: Kind
-    payment_id: UUID
+    payment_id: UUID | None
     provider: str
-    status: Literal["pending", "succeeded", "declined"]
+    status: Status
     code: str | None
 
 
@@ -96,27 +114,19 @@ def internal_router(payments: Payments, tokens: ServiceTokens) -> APIRouter:
 
     @router.post("/internal/orders")
     async def execute_orders(body: OrdersIn) -> OrdersOut:
-        try:
-            rows = await payments.execute([_order(item) for item in body.orders])
-        except OrderChangedError:
-            raise AppError("order_changed", 409, "The transaction has such an order with other terms.") from None
-        return OrdersOut(outcomes=[_order_out(row) for row in rows])
+        outcomes = await payments.execute([_order(item) for item in body.orders])
+        return OrdersOut(outcomes=[OrderOut.model_validate(outcome) for outcome in outcomes])
 
     return router
 
 
 def _order(item: OrderIn) -> Order:
-    return Order(item.transaction_id, item.kind, item.user_id, item.method, Money(item.amount_minor, item.currency))
-
-
-def _order_out(row: PaymentRow) -> OrderOut:
-    return OrderOut.model_validate(
-        {
-            "transaction_id": row.transaction_id,
-            "kind": row.kind,
-            "payment_id": row.id,
-            "provider": row.provider,
-            "status": row.status,
-            "code": row.decline_code,
-        }
+    return Order(
+        transaction_id=item.transaction_id,
+        kind=item.kind,
+        user_id=item.user_id,
+        method=item.method,
+        amount=Money(item.amount_minor, item.currency),
+        original_id=None if item.original_id == item.transaction_id else item.original_id,
+        cancel=item.cancel,
     )

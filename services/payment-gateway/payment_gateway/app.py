@@ -12,6 +12,7 @@ from payment_gateway.api import internal_router, payments_router
 from payment_gateway.service import Payments
 from payment_gateway.settings import PaymentSettings
 from payment_gateway.simulator import SandboxProvider
+from payment_gateway.worker import follow_up
 from shared.auth import ServiceTokens, UserTokens
 from shared.database import Database
 from shared.http.app import create_api, health_router
@@ -29,21 +30,22 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    provider = SandboxProvider(settings.sandbox_settle_seconds, settings.sandbox_reversal_seconds)
+    payments = Payments(database, provider, relay)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with publishing(settings, FOLDER, database, relay):
+        async with publishing(settings, FOLDER, database, relay, lambda: follow_up(payments)):
             yield
 
     app = create_api(
         title="Payment gateway",
-        description="Charges and refunds at external providers (simulated Stripe and PayPal).",
+        description="Charges, refunds and payouts at external providers (simulated Stripe and PayPal).",
         version="0.1.0",
         registry=registry,
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    payments = Payments(database, SandboxProvider(), relay)
     app.include_router(payments_router(payments, UserTokens(settings.jwt_secret_key.get_secret_value())))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app.include_router(internal_router(payments, service_tokens))

@@ -1,5 +1,7 @@
 """What payment-gateway is told from outside."""
 
+from pydantic import Field
+
 from shared.settings import DatabaseSettings
 
 
@@ -8,3 +10,6 @@ class PaymentSettings(DatabaseSettings):
 
     service = "payment-gateway"
     schema_name = "payments"
+
+    sandbox_settle_seconds: float = Field(default=2.0, ge=0)
+    sandbox_reversal_seconds: float = Field(default=2.0, ge=0)

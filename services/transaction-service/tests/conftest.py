@@ -17,7 +17,7 @@ from wallet_service.settings import WalletSettings
 
 @pytest.fixture(scope="module")
 async def wallet_service(sandbox: Sandbox) -> AsyncIterator[Neighbour]:
-    neighbour = Neighbour(create_wallet_service(sandbox.settings(WalletSettings)))
+    neighbour = Neighbour(lambda: create_wallet_service(sandbox.settings(WalletSettings)))
     await neighbour.start()
     yield neighbour
     await neighbour.stop()
@@ -25,7 +25,7 @@ async def wallet_service(sandbox: Sandbox) -> AsyncIterator[Neighbour]:
 
 @pytest.fixture(scope="module")
 async def payment_gateway(sandbox: Sandbox) -> AsyncIterator[Neighbour]:
-    neighbour = Neighbour(create_payment_gateway(sandbox.settings(PaymentSettings)))
+    neighbour = Neighbour(lambda: create_payment_gateway(sandbox.settings(PaymentSettings)))
     await neighbour.start()
     yield neighbour
     await neighbour.stop()

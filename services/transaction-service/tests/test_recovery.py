@@ -185,8 +185,13 @@ async def abandoned_deposit(bank: Bank, payment_gateway: Neighbour, alice: Perso
     order = common | {"transaction_id": str(transaction_id), "kind": "charge", "method": "credit_card"}
     await bank.internal(payment_gateway.url, "payment-gateway", "/internal/orders", {"orders": [order]})
     if posted:
-        posting = common | {"id": str(transaction_id), "source": "external:stripe:USD", "target": wallet}
-        await bank.internal(bank.wallet_url, "wallet-service", "/internal/postings", {"postings": [posting]})
+        posting = common | {
+            "id": str(transaction_id),
+            "action": "move",
+            "source": "external:stripe:USD",
+            "target": wallet,
+        }
+        await bank.internal(bank.wallet_url, "wallet-service", "/internal/postings", {"units": [[posting]]})
     await bank.sql("update wallets.accounts set status = 'closed' where id = $1::uuid", wallet)
     await bank.sql("update transactions.transactions set next_attempt_at = now() where id = $1", transaction_id)
     return transaction_id

@@ -40,6 +40,9 @@ async def test_a_deposit_charges_the_method_and_credits_the_wallet(bank: Bank) -
         "description": "Initial deposit",
         "metadata": {},
         "failure_code": None,
+        "fee": None,
+        "refunded_amount": "0.00",
+        "original_transaction_id": None,
     }
     assert await bank.balances(wallet) == [10_000]
     assert await bank.sql(

@@ -1,34 +1,39 @@
-"""What a caller is told about a transaction.
+"""What callers and the world are told about a transaction.
 
 The answer to a create is stored with its idempotency key, so that a replay is the same to the byte.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import AppError
+from shared.events import TransactionCompleted, TransactionEvent, TransactionFailed, TransactionPending
 from shared.http.problems import MEDIA_TYPE, problem_body
 from shared.http.wire import AmountOut, UtcTime
-from transaction_service.domain import Status, Transaction
+from transaction_service.domain import CANCELLED, Status, Transaction, Type
 
-CREATE_PATH: Final = "/transactions/create"
+# In the order in which people get to know them.
+TransactionType = Literal["deposit", "withdrawal", "transfer", "payment", "refund", "payout_return", "dispute"]
 
 
 class TransactionOut(BaseModel):
-    """A transaction; `failure_code` says why it failed."""
+    """A transaction; `failure_code` says why it failed, `refunded_amount` how much of it has been given back."""
 
     model_config = ConfigDict(frozen=True)
 
     id: UUID
-    transaction_type: Literal["deposit", "transfer"]
+    transaction_type: TransactionType
     status: Literal["pending", "completed", "failed"]
     amount: AmountOut
     currency: str
+    fee: Annotated[AmountOut | None, Field(description="What the payee paid for receiving it; only they see it.")]
+    refunded_amount: AmountOut
     from_wallet_id: UUID | None
     to_wallet_id: UUID | None
+    original_transaction_id: Annotated[UUID | None, Field(description="What this one gives back.")]
     payment_method: str | None
     description: str | None
     metadata: dict[str, str]
@@ -57,6 +62,8 @@ class Answer:
 
 
 _REFUSALS: Final = {
+    CANCELLED: (402, "It was cancelled."),
+    "not_a_merchant": (422, "The wallet is not a merchant's."),
     "wallet_not_found": (404, "There is no such wallet."),
     "currency_mismatch": (422, "The wallet is in another currency."),
     "wallet_frozen": (402, "The wallet is frozen."),
@@ -66,8 +73,9 @@ _REFUSALS: Final = {
 }
 
 
-def transaction_out(transaction: Transaction) -> TransactionOut:
-    """The transaction as people see it."""
+def transaction_out(transaction: Transaction, viewer_id: UUID | None = None) -> TransactionOut:
+    """The transaction as the person with this id sees it, or anybody who is not its payee."""
+    sees_fee = viewer_id is not None and viewer_id == transaction.payee_user_id
     return TransactionOut.model_validate(
         {
             "id": transaction.id,
@@ -75,8 +83,11 @@ def transaction_out(transaction: Transaction) -> TransactionOut:
             "status": transaction.status,
             "amount": str(transaction.amount),
             "currency": transaction.amount.currency,
+            "fee": str(transaction.fee) if sees_fee else None,
+            "refunded_amount": str(transaction.refunded),
             "from_wallet_id": transaction.from_wallet_id,
             "to_wallet_id": transaction.to_wallet_id,
+            "original_transaction_id": transaction.original_id,
             "payment_method": transaction.payment_method,
             "description": transaction.description,
             "metadata": transaction.metadata,
@@ -88,18 +99,20 @@ def transaction_out(transaction: Transaction) -> TransactionOut:
 
 
 def answer(transaction: Transaction) -> Answer:
-    """The answer to the create of this transaction: 201 done, 202 waiting, otherwise why it was refused."""
+    """The answer to whoever asked for this transaction: 201 done, 202 waiting, otherwise why it was refused."""
     if transaction.failure_code is None:
         status = 201 if transaction.status is Status.COMPLETED else 202
         return Answer(status, transaction_out(transaction).model_dump_json())
     refusal = refusal_of(transaction)
-    return Answer(refusal.status, problem_body(refusal, CREATE_PATH).decode())
+    request_id = transaction.trace.request_id if transaction.trace else None
+    return Answer(refusal.status, problem_body(refusal, _path(transaction), request_id).decode())
 
 
 def refusal_of(transaction: Transaction) -> AppError:
     """Why a failed transaction was refused, by the ledger or by the provider."""
     code = str(transaction.failure_code)
-    status, detail = (402, "The payment method was declined.") if transaction.declined else _REFUSALS[code]
+    declined = transaction.declined and code != CANCELLED
+    status, detail = (402, "The payment method was declined.") if declined else _REFUSALS[code]
     details: dict[str, Any] = {"transaction_id": str(transaction.id)}
     if transaction.available is not None:
         details |= {
@@ -108,3 +121,30 @@ def refusal_of(transaction: Transaction) -> AppError:
             "currency": transaction.amount.currency,
         }
     return AppError(code, status, detail, **details)
+
+
+def event_of(transaction: Transaction) -> TransactionEvent:
+    """What is told of the transaction as it is now."""
+    common = {
+        "transaction_id": transaction.id,
+        "transaction_type": transaction.type.value,
+        "user_id": transaction.user_id,
+        "payee_user_id": transaction.payee_user_id,
+        "from_wallet_id": transaction.from_wallet_id,
+        "to_wallet_id": transaction.to_wallet_id,
+        "original_transaction_id": transaction.original_id,
+        "amount_minor": transaction.amount.minor,
+        "fee_minor": transaction.fee.minor,
+        "currency": transaction.amount.currency,
+    }
+    if transaction.status is Status.FAILED:
+        return TransactionFailed.model_validate(common | {"failure_code": transaction.failure_code})
+    kind = TransactionCompleted if transaction.status is Status.COMPLETED else TransactionPending
+    return kind.model_validate(common)
+
+
+def _path(transaction: Transaction) -> str:
+    """Where the transaction was asked for."""
+    if transaction.type is Type.REFUND:
+        return f"/transactions/{transaction.original_id}/refund"
+    return "/transactions/create"

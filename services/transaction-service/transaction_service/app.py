@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from shared.auth import ServiceTokens, UserTokens
+from shared.consumer import Consumer
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
@@ -20,7 +21,8 @@ from transaction_service.clients import PaymentClient, WalletClient
 from transaction_service.journal import Journal
 from transaction_service.service import Transactions
 from transaction_service.settings import TransactionSettings
-from transaction_service.worker import sweep
+from transaction_service.steps import Steps
+from transaction_service.worker import forget, sweep
 
 FOLDER: Final = Path(__file__).resolve().parent.parent
 
@@ -35,21 +37,34 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
     payments = ServiceClient("payment-gateway", settings.payment_gateway_url, service_tokens)
-    transactions = Transactions(database, Journal(database, relay), WalletClient(wallets), PaymentClient(payments))
+    ledger = WalletClient(wallets)
+    journal = Journal(database, relay)
+    transactions = Transactions(database, journal, Steps(ledger, PaymentClient(payments)), settings.payment_fee_bps)
+    consumer = Consumer(settings, ["payments.events"], transactions.note)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with (
             wallets,
             payments,
-            publishing(settings, FOLDER, database, relay, lambda: sweep(transactions)),
+            publishing(
+                settings,
+                FOLDER,
+                database,
+                relay,
+                lambda: sweep(transactions),
+                lambda: forget(journal),
+                consumer.run,
+            ),
         ):
             yield
             await transactions.drain()
+            await ledger.close()
+            await journal.finish()
 
     app = create_api(
         title="Transaction service",
-        description="Deposits and transfers, each carried out once.",
+        description="Deposits, withdrawals, transfers, payments and refunds, each carried out once.",
         version="0.1.0",
         registry=registry,
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),

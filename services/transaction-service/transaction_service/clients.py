@@ -3,13 +3,33 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final
 from uuid import UUID
 
-from shared.http.client import ServiceCallError, ServiceClient
+from shared.batching import Batcher
+from shared.errors import AppError
+from shared.http.client import ServiceCallError, ServiceClient, ServiceRefusedError
+from shared.http.context import current_context
 from transaction_service.domain import Transaction, Type
 
+MAX_POSTINGS: Final = 256  # in one call to the ledger
+MAX_CALLS: Final = 2  # to the ledger at a time: what arrives meanwhile is the next call
+
 _log = logging.getLogger(__name__)
+
+
+class Action(StrEnum):
+    """What the ledger does for a transaction."""
+
+    CHECK = "check"
+    MOVE = "move"
+    PAY = "pay"
+    HOLD = "hold"
+    CAPTURE = "capture"
+    RELEASE = "release"
+    RETURN = "return"
+    DISPUTE = "dispute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +43,7 @@ class LedgerOutcome:
 
 @dataclass(frozen=True, slots=True)
 class OrderOutcome:
-    """What payment-gateway says of a charge or refund; `status` is pending, succeeded or declined."""
+    """What payment-gateway says of an order; `status` is pending, succeeded or declined."""
 
     kind: str
     status: str
@@ -31,73 +51,77 @@ class OrderOutcome:
     code: str | None
 
 
+class LedgerTroubleError(Exception):
+    """The ledger has no outcome for a posting."""
+
+
 class WalletClient:
-    """The ledger's side of a transaction."""
+    """The ledger's side of transactions: what is asked for while its last calls are under way goes as one call."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
-
-    async def check(self, deposits: Sequence[Transaction]) -> dict[UUID, LedgerOutcome]:
-        """Have the ledger refuse for good, before outside money moves, what breaks a rule of owner or status."""
-        return await self._call("/internal/postings/check", deposits, {})
+        self._batcher: Batcher[dict[str, Any], LedgerOutcome] = Batcher(
+            self._send,
+            max_size=MAX_POSTINGS,
+            max_in_flight=MAX_CALLS,
+            concerns_all=(ServiceCallError, OSError),
+        )
 
     async def post(
-        self, transactions: Sequence[Transaction], providers: Mapping[UUID, str]
+        self, action: Action, transactions: Sequence[Transaction], providers: Mapping[UUID, str] | None = None
     ) -> dict[UUID, LedgerOutcome]:
-        """Move the money of each transaction, once; `providers` says where that of a deposit comes from."""
-        return await self._call("/internal/postings", transactions, providers)
+        """Have the ledger do this for each transaction, once; those whose outcome is unknown are left out.
 
-    async def _call(
-        self, path: str, transactions: Sequence[Transaction], providers: Mapping[UUID, str]
-    ) -> dict[UUID, LedgerOutcome]:
-        if not transactions:
-            return {}
-        postings = [_posting(transaction, providers.get(transaction.id, "any")) for transaction in transactions]
+        `providers` says where outside money comes from or goes to.
+        """
+        postings = [_posting(action, t, (providers or {}).get(t.id, "any")) for t in transactions]
         try:
-            answer = await self._client.post(path, {"postings": postings})
-        except ServiceCallError as error:
-            _log.warning("ledger outcome unknown for %s transactions: %s", len(postings), error)
+            outcomes = await self._batcher.submit(postings)
+        except AppError as error:  # too many wait
+            _log.warning("%s of %s transactions not sent: %s", action, len(postings), error.code)
             return {}
-        return {
-            UUID(outcome["id"]): LedgerOutcome(
-                outcome["code"], outcome["available_minor"], _uuid(outcome["target_user_id"])
-            )
-            for outcome in answer["outcomes"]
-        }
+        found = {}
+        for transaction, outcome in zip(transactions, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _log.warning("%s of transaction %s unknown: %s", action, transaction.id, outcome)
+            else:
+                found[transaction.id] = outcome
+        return found
+
+    async def close(self) -> None:
+        """Finish the calls that were begun."""
+        await self._batcher.close()
+
+    async def _send(self, postings: Sequence[dict[str, Any]]) -> list[LedgerOutcome | Exception]:
+        """A call that the ledger cannot read is sent again in halves; any other failure leaves all of it unknown."""
+        try:
+            answer = await self._client.post("/internal/postings", {"units": [[posting] for posting in postings]})
+        except ServiceRefusedError as error:
+            raise LedgerTroubleError(str(error)) from error
+        return [_ledger_outcome(unit) for unit in answer["outcomes"]]
 
 
 class PaymentClient:
-    """The providers' side of a deposit."""
+    """The providers' side of transactions."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
 
-    async def charge(self, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
-        """Charge each deposit's payment method, once."""
-        return await self._order("charge", transactions)
+    async def execute(self, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
+        """Charge, pay out or refund as the transactions want it, once each, or see to it that it does not happen."""
+        return await self._order([_order(_KINDS[t.type], t) | {"cancel": t.cancel_requested} for t in transactions])
 
-    async def refund(self, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
+    async def undo(self, deposits: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
         """Give each deposit's charge back, once; the answer is the charge where it took nothing."""
-        return await self._order("refund", transactions)
+        return await self._order([_order("refund", deposit) for deposit in deposits])
 
-    async def _order(self, kind: str, transactions: Sequence[Transaction]) -> dict[UUID, OrderOutcome]:
-        if not transactions:
+    async def _order(self, orders: Sequence[dict[str, Any]]) -> dict[UUID, OrderOutcome]:
+        if not orders:
             return {}
-        orders = [
-            {
-                "transaction_id": str(transaction.id),
-                "kind": kind,
-                "user_id": str(transaction.user_id),
-                "method": transaction.payment_method,
-                "amount_minor": transaction.amount.minor,
-                "currency": transaction.amount.currency,
-            }
-            for transaction in transactions
-        ]
         try:
             answer = await self._client.post("/internal/orders", {"orders": orders})
         except ServiceCallError as error:
-            _log.warning("%s outcome unknown for %s transactions: %s", kind, len(orders), error)
+            _log.warning("outcome of %s orders unknown: %s", len(orders), error)
             return {}
         return {
             UUID(outcome["transaction_id"]): OrderOutcome(
@@ -107,21 +131,41 @@ class PaymentClient:
         }
 
 
-def _posting(transaction: Transaction, provider: str) -> dict[str, Any]:
-    currency = transaction.amount.currency
-    if transaction.type is Type.DEPOSIT:
-        source = f"external:{provider}:{currency}"
-    else:
-        source = str(transaction.from_wallet_id)
+_KINDS: Final = {Type.DEPOSIT: "charge", Type.WITHDRAWAL: "payout", Type.REFUND: "refund"}
+
+
+def _order(kind: str, transaction: Transaction) -> dict[str, Any]:
     return {
-        "id": str(transaction.id),
+        "transaction_id": str(transaction.id),
+        "kind": kind,
         "user_id": str(transaction.user_id),
-        "source": source,
-        "target": str(transaction.to_wallet_id),
+        "method": transaction.payment_method,
         "amount_minor": transaction.amount.minor,
-        "currency": currency,
+        "currency": transaction.amount.currency,
+        "original_id": str(transaction.original_id) if transaction.original_id else None,
     }
 
 
-def _uuid(text: str | None) -> UUID | None:
-    return UUID(text) if text else None
+def _posting(action: Action, transaction: Transaction, provider: str) -> dict[str, Any]:
+    """What has no wallet on one side has a provider there."""
+    currency = transaction.amount.currency
+    outside = f"external:{provider}:{currency}"
+    return {
+        "id": str(transaction.id),
+        "action": action,
+        "user_id": str(transaction.user_id),
+        "source": str(transaction.from_wallet_id or outside),
+        "target": str(transaction.to_wallet_id or outside),
+        "amount_minor": transaction.amount.minor,
+        "fee_minor": transaction.fee.minor,
+        "currency": currency,
+        "trace": transaction.trace or current_context().trace,
+    }
+
+
+def _ledger_outcome(unit: Any) -> LedgerOutcome | Exception:
+    if not isinstance(unit, list):
+        return LedgerTroubleError(f"{unit['status']}: {unit['detail']}")
+    [outcome] = unit
+    payee = outcome["target_user_id"]
+    return LedgerOutcome(outcome["code"], outcome["available_minor"], UUID(payee) if payee else None)

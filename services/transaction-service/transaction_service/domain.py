@@ -4,19 +4,26 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from shared.errors import AppError
+from shared.errors import AppError, ForbiddenError
+from shared.http.context import Trace
 from shared.money import Money
 
 
 class Type(StrEnum):
-    """What kinds of transaction there are."""
+    """What kinds of transaction there are. The last two are made by what a provider tells."""
 
     DEPOSIT = "deposit"
+    WITHDRAWAL = "withdrawal"
     TRANSFER = "transfer"
+    PAYMENT = "payment"
+    REFUND = "refund"
+    PAYOUT_RETURN = "payout_return"
+    DISPUTE = "dispute"
 
 
 class Status(StrEnum):
@@ -27,57 +34,116 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+CANCELLED: Final = "cancelled"  # the failure code of what was stopped at its owner's wish
+
+_RECEIVED: Final = frozenset({Type.TRANSFER, Type.PAYMENT})
+_CANCELLABLE: Final = frozenset({Type.DEPOSIT, Type.WITHDRAWAL})
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A caller's wish; `key` is their idempotency key."""
+    """A caller's wish; `key` is their idempotency key.
+
+    `amount` is None for a refund of all that is left; `original_id` is the transaction that a refund gives back.
+    """
 
     type: Type
     user_id: UUID
-    amount: Money
+    amount: Money | None
     from_wallet_id: UUID | None = None
     to_wallet_id: UUID | None = None
     payment_method: str | None = None
     description: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     key: str | None = None
+    fee_minor: int = 0
+    original_id: UUID | None = None
+    original_type: Type | None = None
+    trace: Trace | None = None
+
+    @property
+    def operation(self) -> str:
+        """What a key of the caller's stands for."""
+        return "transactions.refund" if self.type is Type.REFUND else "transactions.create"
 
     def fingerprint(self) -> bytes:
         """SHA-256 of what is asked for, so that one key never stands for two wishes."""
         wish = [
             self.type,
-            self.amount.minor,
-            self.amount.currency,
+            self.amount and [self.amount.minor, self.amount.currency],
             str(self.from_wallet_id),
             str(self.to_wallet_id),
             self.payment_method,
             self.description,
             sorted(self.metadata.items()),
+            str(self.original_id),
         ]
         return hashlib.sha256(json.dumps(wish).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A wish on record and what has become of it so far."""
+    """A wish on record and what has become of it so far.
+
+    `refunded` is what has been given back of it, or is reserved for being given back.
+    """
 
     id: UUID
     type: Type
     status: Status
     user_id: UUID
     amount: Money
+    fee: Money
+    refunded: Money
     from_wallet_id: UUID | None
     to_wallet_id: UUID | None
     payment_method: str | None
     description: str | None
     metadata: dict[str, str]
     created_at: datetime
+    original_id: UUID | None = None
+    original_type: Type | None = None
+    provider: str | None = None
     completed_at: datetime | None = None
     payee_user_id: UUID | None = None
     failure_code: str | None = None
     available: Money | None = None
     declined: bool = False
+    cancel_requested: bool = False
     attempts: int = 0
     event_sequence: int = 0
+    trace: Trace | None = None
+
+    @property
+    def goes_out(self) -> bool:
+        """Whether money leaves a wallet for outside, which is held until it has arrived there."""
+        return self.type is Type.WITHDRAWAL or (self.type is Type.REFUND and self.original_type is Type.DEPOSIT)
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether a provider has undone what is completed here."""
+        return self.type in {Type.PAYOUT_RETURN, Type.DISPUTE}
+
+    @property
+    def remaining(self) -> Money:
+        """What may still be given back."""
+        return self.amount - self.refunded
+
+    def check_refundable(self, user_id: UUID) -> None:
+        """Raises AppError unless this user has received it, or deposited it, and it is done."""
+        if self.type not in _RECEIVED and self.type is not Type.DEPOSIT:
+            raise NotRefundableError(f"A {self.type} cannot be refunded.")
+        if user_id != (self.user_id if self.type is Type.DEPOSIT else self.payee_user_id):
+            raise ForbiddenError("Only who has received it can give it back.")
+        if self.status is not Status.COMPLETED:
+            raise NotRefundableError("Only what is completed can be refunded.")
+
+    def check_cancellable(self) -> None:
+        """Raises AppError unless it waits for somebody outside."""
+        if self.type not in _CANCELLABLE:
+            raise NotCancellableError(f"A {self.type} cannot be cancelled.")
+        if self.status is not Status.PENDING:
+            raise NotCancellableError("It is done already.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +153,59 @@ class Decision:
     `declined` says that the code is the provider's word, not the ledger's.
     """
 
-    transaction_id: UUID
+    transaction: Transaction
     failure_code: str | None = None
     available_minor: int | None = None
     payee_user_id: UUID | None = None
     declined: bool = False
+    provider: str | None = None
 
     @property
     def status(self) -> Status:
         """The final status."""
         return Status.FAILED if self.failure_code else Status.COMPLETED
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """What a provider says that it has undone: a payout that came back, a charge that was disputed."""
+
+    type: Type
+    original_id: UUID
+    amount_minor: int
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which transactions to list; amounts in minor units of `currency`, times as they were created."""
+
+    wallet_id: UUID | None = None
+    type: Type | None = None
+    status: Status | None = None
+    currency: str | None = None
+    min_minor: int | None = None
+    max_minor: int | None = None
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+
+
+def fee_of(amount: Money, basis_points: int) -> Money:
+    """`basis_points` hundredths of a per cent of the amount, rounded half-even to the minor unit."""
+    exact = Decimal(amount.minor) * basis_points / 10_000
+    return Money(int(exact.to_integral_value(ROUND_HALF_EVEN)), amount.currency)
+
+
+def reserve(original: Transaction, amount: Money | None, reserved_minor: int) -> Money:
+    """What a refund gives back: `amount`, or all that is left after the `reserved_minor` of the refunds before it.
+
+    Raises RefundExceedsRemainingError.
+    """
+    left = Money(original.remaining.minor - reserved_minor, original.amount.currency)
+    wanted = left if amount is None else amount
+    if wanted > left or not wanted.minor:
+        raise RefundExceedsRemainingError(left)
+    return wanted
 
 
 # How the ledger's refusals are told to a caller. Somebody else's wallet looks like none.
@@ -108,6 +217,8 @@ _FAILURES: Final = {
     "currency_mismatch": "currency_mismatch",
     "insufficient_funds": "insufficient_funds",
     "balance_limit": "balance_limit",
+    "not_merchant": "not_a_merchant",
+    "hold_released": CANCELLED,
 }
 
 
@@ -133,3 +244,30 @@ class IdempotencyKeyInUseError(AppError):
             "A request with this Idempotency-Key is still being carried out.",
             headers={"Retry-After": "1"},
         )
+
+
+class NotRefundableError(AppError):
+    """409: this transaction, or this caller, cannot give it back."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("transaction_not_refundable", 409, detail)
+
+
+class RefundExceedsRemainingError(AppError):
+    """409: more than is left to be given back."""
+
+    def __init__(self, remaining: Money) -> None:
+        super().__init__(
+            "refund_exceeds_remaining",
+            409,
+            "There is not that much left to be refunded.",
+            remaining=str(remaining),
+            currency=remaining.currency,
+        )
+
+
+class NotCancellableError(AppError):
+    """409: too late, or not a thing that can be stopped."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("transaction_not_cancellable", 409, detail)

@@ -1,154 +1,289 @@
 """The journal: what people asked for, what became of it, and what they were told, each in one commit."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from shared import outbox
+from shared.batching import Batcher
 from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
 from shared.errors import AppError, OutcomeUnknownError
-from shared.events import (
-    OutgoingEvent,
-    TransactionCompleted,
-    TransactionEvent,
-    TransactionFailed,
-    TransactionPending,
-)
+from shared.events import OutgoingEvent
 from shared.ids import new_id
 from shared.outbox import Relay
 from transaction_service import queries
-from transaction_service.answers import Answer, answer
+from transaction_service.answers import Answer, answer, event_of
 from transaction_service.domain import (
     Command,
     Decision,
     IdempotencyKeyInUseError,
     IdempotencyKeyReusedError,
+    Reversal,
     Status,
     Transaction,
+    Type,
+    reserve,
 )
 
-CREATE: Final = "transactions.create"
 # The request's deadline and a margin: until then whoever opened a transaction is taken to be at work on it.
 LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
-
+MAX_BATCH: Final = 256
+KEY_DAYS: Final = 30
+KEYS_AT_A_TIME: Final = 1000
 
 # What a command becomes: a transaction to carry out, the answer from before, or a refusal.
 Opened = Transaction | Answer | AppError
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A command and the id that its transaction gets, also when the commit has to be tried again."""
+
+    command: Command
+    id: UUID
+
+
+# What is written: a command to open, a decision to close with, a transaction that has to wait.
+_Entry = _Open | Decision | Transaction
+# What comes of it: for a close or a wait the transaction, if it was this that changed it.
+_Written = Opened | None
+
+
 class Journal:
-    """Opens and closes transactions, a batch at a time."""
+    """Opens and closes transactions: what comes up during a commit is the next one, openings and closings alike."""
 
     def __init__(self, database: Database, relay: Relay) -> None:
         self._database = database
         self._relay = relay
+        self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
 
     async def open(self, commands: Sequence[Command]) -> list[Opened]:
         """Put each command on record as pending, with its key; known keys come back as they ended.
 
-        Raises OutcomeUnknownError when the database went away in the middle of the commit and stays away.
+        A command has OutcomeUnknownError when the database went away in the middle of the commit and stays away.
         """
-        items = [(command, new_id()) for command in commands]
-        try:
-            return await with_retries(lambda: self._open(items))
-        except CommitUnknownError:
-            raise OutcomeUnknownError from None
+        written = await self._batcher.submit([_Open(command, new_id()) for command in commands])
+        return [_opened(item) for item in written]
 
     async def close(self, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
-        """End each transaction once, with its event and the answer for its key; as they are afterwards, by id."""
-        if not decisions:
-            return {}
-        closed = await with_retries(lambda: self._close(decisions))
-        self._relay.wake()
-        return closed
+        """End each transaction once, with its event and the answer for its key; those that this has ended, by id."""
+        return _changed(await self._batcher.submit(decisions))
 
     async def wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Leave the transactions to the sweeper: unknown is not failed. As they are afterwards, by id."""
-        if not transactions:
-            return {}
-        waiting = await with_retries(lambda: self._wait(transactions))
-        self._relay.wake()
-        return waiting
+        return _changed(await self._batcher.submit(transactions))
 
     async def claim_due(self) -> list[Transaction]:
         """Open transactions that nobody works on, leased to the caller."""
         async with self._database.batch() as connection:
             return await queries.claim_due(connection, SWEEP_LIMIT, LEASE_SECONDS)
 
-    async def _open(self, items: Sequence[tuple[Command, UUID]]) -> list[Opened]:
-        """Repeated under the same ids after an unknown commit: what is there already is its own work."""
-        keyed = [(command, id_) for command, id_ in items if command.key is not None]
+    async def request_cancel(self, transaction_id: UUID) -> Transaction | None:
+        """Note that its owner wants it stopped; None when it is no longer pending."""
         async with self._database.batch() as connection:
-            won = await queries.take_keys(connection, CREATE, keyed) if keyed else set()
-            fresh = [(command, id_) for command, id_ in items if command.key is None or id_ in won]
-            opened = await queries.insert_transactions(connection, fresh, LEASE_SECONDS) if fresh else {}
-            repeats = [command for command, id_ in keyed if id_ not in won]
-            known = await queries.known_keys(connection, CREATE, repeats) if repeats else {}
-            resumed = await self._resume(connection, known)
-            return [opened.get(id_) or _repeat(command, known, resumed) for command, id_ in items]
+            return await queries.request_cancel(connection, transaction_id, LEASE_SECONDS)
 
-    async def _resume(self, connection: Asyncpg, known: dict[tuple[UUID, str], queries.KnownKey]) -> set[UUID]:
-        """The unanswered transactions that a crash has left, taken up again."""
-        unanswered = [key.transaction.id for key in known.values() if key.answer is None]
-        return await queries.claim(connection, unanswered, LEASE_SECONDS) if unanswered else set()
-
-    async def _close(self, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
+    async def are_completed(self, transaction_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the transactions that are completed."""
         async with self._database.batch() as connection:
-            closed = await queries.close(connection, decisions)
-            if closed:
-                answers = {id_: answer(transaction) for id_, transaction in closed.items()}
-                # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
-                kept = {id_ for id_, told in answers.items() if told.final or closed[id_].attempts}
-                await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
-                await queries.free_keys(connection, list(answers.keys() - kept))
-                await outbox.append_batch(connection, [_event(transaction) for transaction in closed.values()])
-            ended_before = {decision.transaction_id for decision in decisions} - closed.keys()
-            return closed | (await queries.by_ids(connection, ended_before) if ended_before else {})
+            found = await queries.by_ids(connection, transaction_ids)
+        return {id_ for id_, transaction in found.items() if transaction.status is Status.COMPLETED}
 
-    async def _wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
-        ids = [transaction.id for transaction in transactions]
+    async def forget_old_keys(self) -> None:
+        """Delete some of the idempotency keys that have been kept for long enough."""
         async with self._database.batch() as connection:
-            waiting = await queries.begin_waiting(connection, ids)
+            await queries.delete_old_keys(connection, KEY_DAYS, KEYS_AT_A_TIME)
+
+    async def note(self, event_id: UUID, news: UUID | Reversal) -> None:
+        """A provider has settled the transaction with this id, which is taken up at once, or has undone one. Once."""
+        async with self._database.batch() as connection:
+            if not await queries.first_time(connection, event_id):
+                return
+            if isinstance(news, Reversal):
+                await queries.insert_reversal(connection, news, new_id())
+            else:
+                await queries.wake(connection, news)
+
+    async def finish(self) -> None:
+        """Write what was handed in; nothing more is taken."""
+        await self._batcher.close()
+
+    async def _write(self, entries: Sequence[_Entry]) -> list[_Written]:
+        written = await with_retries(lambda: self._write_once(entries))
+        self._relay.wake()
+        return written
+
+    async def _write_once(self, entries: Sequence[_Entry]) -> list[_Written]:
+        """One transaction with a fixed number of statements; locks in the order keys, then transactions by id.
+
+        Repeated under the same ids after an unknown commit: what is there already is its own work.
+        """
+        batch = _Batch([entry for entry in entries if isinstance(entry, _Open)])
+        decisions = [entry for entry in entries if isinstance(entry, Decision)]
+        waiting = [entry for entry in entries if isinstance(entry, Transaction)]
+        async with self._database.batch() as connection:
+            await batch.take_keys(connection)
+            held = {decision.transaction.id for decision in decisions} | {transaction.id for transaction in waiting}
+            held |= {decision.transaction.original_id for decision in decisions if decision.transaction.original_id}
+            if to_lock := held | batch.to_lock:
+                await queries.lock(connection, to_lock)
+            opened = await batch.open(connection)
+            changed = await _close(connection, decisions) if decisions else {}
+            begun = await _wait(connection, waiting) if waiting else {}
+            await outbox.append_batch(connection, [_event(transaction) for transaction in (changed | begun).values()])
             if waiting:
-                await queries.store_answers(connection, [(id_, answer(t)) for id_, t in waiting.items()])
-                await outbox.append_batch(connection, [_event(transaction) for transaction in waiting.values()])
-            return await queries.by_ids(connection, ids)
+                changed |= _traced(await queries.by_ids(connection, [t.id for t in waiting]), waiting)
+        return [
+            opened[entry.id]
+            if isinstance(entry, _Open)
+            else changed.get(entry.transaction.id if isinstance(entry, Decision) else entry.id)
+            for entry in entries
+        ]
 
 
-def _repeat(command: Command, known: dict[tuple[UUID, str], queries.KnownKey], resumed: set[UUID]) -> Opened:
-    """What a command gets whose key was taken; a key that vanished meanwhile is as good as one in use."""
-    key = known.get((command.user_id, command.key or ""))
-    if key is None:
+class _Batch:
+    """The commands of one commit on their way to being open."""
+
+    def __init__(self, items: Sequence[_Open]) -> None:
+        self._items = items
+        self._keyed = [item for item in items if item.command.key is not None]
+        self._won: set[UUID] = set()
+        self._known: dict[queries.KeyId, queries.KnownKey] = {}
+
+    async def take_keys(self, connection: Asyncpg) -> None:
+        """Take the keys that are free, and learn what the others stand for."""
+        if self._keyed:
+            self._won = await queries.take_keys(connection, [(item.command, item.id) for item in self._keyed])
+            lost = [item.command for item in self._keyed if item.id not in self._won]
+            self._known = await queries.known_keys(connection, lost) if lost else {}
+
+    @property
+    def to_lock(self) -> set[UUID]:
+        """The transactions that opening looks at: those that refunds give back, those to be taken up again."""
+        originals = {item.command.original_id for item in self._fresh if item.command.original_id}
+        return originals | set(self._unanswered)
+
+    async def open(self, connection: Asyncpg) -> dict[UUID, Opened]:
+        """What becomes of each command, by its id."""
+        reserved, refused = await self._reserve(connection)
+        fresh = [(reserved.get(item.id, item.command), item.id) for item in self._fresh if item.id not in refused]
+        opened = await queries.insert_transactions(connection, fresh, LEASE_SECONDS) if fresh else {}
+        if refused:
+            await queries.free_keys(connection, list(refused))
+        unanswered = self._unanswered
+        resumed = await queries.claim(connection, unanswered, LEASE_SECONDS) if unanswered else {}
+        traces = {item.id: item.command.trace for item in self._items}
+        return (
+            {id_: replace(transaction, trace=traces[id_]) for id_, transaction in opened.items()}
+            | refused
+            | {item.id: self._repeat(item, resumed) for item in self._keyed if item.id not in self._won}
+        )
+
+    @property
+    def _fresh(self) -> list[_Open]:
+        return [item for item in self._items if item.command.key is None or item.id in self._won]
+
+    @property
+    def _unanswered(self) -> list[UUID]:
+        """What a crash has left without an answer, unless it is of this batch."""
+        own = {item.id for item in self._items}
+        return [
+            key.transaction_id for key in self._known.values() if key.answer is None and key.transaction_id not in own
+        ]
+
+    async def _reserve(self, connection: Asyncpg) -> tuple[dict[UUID, Command], dict[UUID, AppError]]:
+        """Refunds take their part of the original, in arrival order, or are refused; both by id."""
+        refunds = [item for item in self._fresh if item.command.type is Type.REFUND]
+        if not refunds:
+            return {}, {}
+        originals = {item.command.original_id for item in refunds if item.command.original_id}
+        found = await queries.by_ids(connection, originals | {item.id for item in refunds})
+        deltas: dict[UUID, int] = defaultdict(int)
+        reserved, refused = {}, {}
+        for item in refunds:
+            original = found.get(item.command.original_id) if item.command.original_id else None
+            if item.id in found or original is None:
+                continue  # on record already, after an unknown commit
+            try:
+                amount = reserve(original, item.command.amount, deltas[original.id])
+            except AppError as error:
+                refused[item.id] = error
+            else:
+                deltas[original.id] += amount.minor
+                reserved[item.id] = replace(item.command, amount=amount)
+        await queries.add_refunded(connection, deltas)
+        return reserved, refused
+
+    def _repeat(self, item: _Open, resumed: Mapping[UUID, Transaction]) -> Opened:
+        """What a command gets whose key was taken; a key that vanished meanwhile is as good as one in use."""
+        key = self._known.get(queries.key_id(item.command))
+        if key is None:
+            return IdempotencyKeyInUseError()
+        if key.fingerprint != item.command.fingerprint():
+            return IdempotencyKeyReusedError()
+        if key.answer is not None:
+            return key.answer
+        if key.transaction_id in resumed:
+            return replace(resumed[key.transaction_id], trace=item.command.trace)
         return IdempotencyKeyInUseError()
-    if key.fingerprint != command.fingerprint():
-        return IdempotencyKeyReusedError()
-    if key.answer is not None:
-        return key.answer
-    if key.transaction.id in resumed:
-        return key.transaction
-    return IdempotencyKeyInUseError()
 
 
-_EVENTS: Final = {Status.PENDING: TransactionPending, Status.COMPLETED: TransactionCompleted}
+async def _close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
+    closed = _traced(await queries.close(connection, decisions), [decision.transaction for decision in decisions])
+    answers = {id_: answer(transaction) for id_, transaction in closed.items()}
+    # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
+    kept = {id_ for id_, told in answers.items() if told.final or closed[id_].attempts}
+    await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
+    if freed := list(answers.keys() - kept):
+        await queries.free_keys(connection, freed)
+    given_back: dict[UUID, int] = defaultdict(int)
+    for transaction in closed.values():
+        if transaction.type is Type.REFUND and transaction.status is Status.FAILED and transaction.original_id:
+            given_back[transaction.original_id] -= transaction.amount.minor
+    if given_back:
+        await queries.add_refunded(connection, given_back)
+    return closed
+
+
+async def _wait(connection: Asyncpg, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
+    """Those whose waiting begins; their callers hear 202 from now on."""
+    begun = _traced(await queries.begin_waiting(connection, [t.id for t in transactions]), transactions)
+    if begun:
+        await queries.store_answers(connection, [(id_, answer(t)) for id_, t in begun.items()])
+    return begun
+
+
+def _traced(found: Mapping[UUID, Transaction], asked: Sequence[Transaction]) -> dict[UUID, Transaction]:
+    """The transactions as they were found, with the requests that they are being carried out for."""
+    traces = {transaction.id: transaction.trace for transaction in asked}
+    return {id_: replace(transaction, trace=traces[id_]) for id_, transaction in found.items()}
+
+
+def _opened(written: _Written | Exception) -> Opened:
+    if isinstance(written, CommitUnknownError):
+        return OutcomeUnknownError()
+    if isinstance(written, AppError) or (written is not None and not isinstance(written, Exception)):
+        return written
+    raise written or AssertionError("unreachable")
+
+
+def _changed(written: Sequence[_Written | Exception]) -> dict[UUID, Transaction]:
+    """Raises the first exception when there is nothing but exceptions; else what could be written counts."""
+    changed = {item.id: item for item in written if isinstance(item, Transaction)}
+    errors = [item for item in written if isinstance(item, Exception)]
+    if errors and len(errors) == len(written):
+        raise errors[0]
+    return changed
 
 
 def _event(transaction: Transaction) -> OutgoingEvent:
-    common = {
-        "transaction_id": transaction.id,
-        "transaction_type": transaction.type.value,
-        "user_id": transaction.user_id,
-        "payee_user_id": transaction.payee_user_id,
-        "from_wallet_id": transaction.from_wallet_id,
-        "to_wallet_id": transaction.to_wallet_id,
-        "amount_minor": transaction.amount.minor,
-        "currency": transaction.amount.currency,
-    }
-    data: TransactionEvent
-    if transaction.status is Status.FAILED:
-        data = TransactionFailed.model_validate(common | {"failure_code": transaction.failure_code})
-    else:
-        data = _EVENTS[transaction.status].model_validate(common)
     return OutgoingEvent.of(
-        data, subject=transaction.id, sequence=transaction.event_sequence, actor=str(transaction.user_id)
+        event_of(transaction),
+        subject=transaction.id,
+        sequence=transaction.event_sequence,
+        actor=str(transaction.user_id),
+        trace=transaction.trace,
     )

@@ -1,7 +1,7 @@
 """SQL of transaction-service: set-based functions for the journal, ORM ones for reading."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -13,15 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.database import Asyncpg
 from shared.money import Money
 from transaction_service.answers import Answer
-from transaction_service.domain import Command, Decision, Status, Transaction, Type
+from transaction_service.domain import Command, Decision, Filters, Reversal, Status, Transaction, Type
 from transaction_service.models import TransactionRow
 
 _COLUMNS: Final = (
-    "id, type, status, user_id, payee_user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
-    "payment_method, description, metadata, failure_code, available_minor, declined, attempts, "
-    "event_sequence, created_at, completed_at"
+    "id, type, status, user_id, payee_user_id, from_wallet_id, to_wallet_id, amount_minor, fee_minor, "
+    "refunded_minor, currency, payment_method, provider, description, metadata, original_id, original_type, "
+    "failure_code, available_minor, declined, cancel_requested, attempts, event_sequence, created_at, completed_at"
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
+
+
+KeyId = tuple[UUID, str, str]  # user, operation, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +32,29 @@ class KnownKey:
     """What an idempotency key stands for already."""
 
     fingerprint: bytes
-    transaction: Transaction
+    transaction_id: UUID
     answer: Answer | None
 
 
 # -------------------------------------------------------------------------------------- the journal
 
 
-async def take_keys(connection: Asyncpg, operation: str, items: Sequence[tuple[Command, UUID]]) -> set[UUID]:
+def key_id(command: Command) -> KeyId:
+    """What a command's key is remembered by."""
+    return command.user_id, command.operation, command.key or ""
+
+
+async def take_keys(connection: Asyncpg, items: Sequence[tuple[Command, UUID]]) -> set[UUID]:
     """Take each command's key for its transaction; answers the transactions that have theirs."""
-    users, keys = [command.user_id for command, _ in items], [command.key for command, _ in items]
     ids = [transaction_id for _, transaction_id in items]
     await connection.execute(
         "insert into idempotency_keys (user_id, operation, key, fingerprint, transaction_id) "
-        "select k.user_id, $1, k.key, k.fingerprint, k.transaction_id "
-        "from unnest($2::uuid[], $3::text[], $4::bytea[], $5::uuid[]) "
-        "  as k (user_id, key, fingerprint, transaction_id) "
-        "order by k.user_id, k.key on conflict do nothing",
-        operation,
-        users,
-        keys,
+        "select * from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::uuid[]) "
+        "  as k (user_id, operation, key, fingerprint, transaction_id) "
+        "order by k.user_id, k.operation, k.key on conflict do nothing",
+        [command.user_id for command, _ in items],
+        [command.operation for command, _ in items],
+        [command.key for command, _ in items],
         [command.fingerprint() for command, _ in items],
         ids,
     )
@@ -56,63 +62,142 @@ async def take_keys(connection: Asyncpg, operation: str, items: Sequence[tuple[C
     return {row["transaction_id"] for row in rows}
 
 
-async def known_keys(
-    connection: Asyncpg, operation: str, commands: Sequence[Command]
-) -> dict[tuple[UUID, str], KnownKey]:
-    """What the keys of these commands stand for, by user and key."""
+async def known_keys(connection: Asyncpg, commands: Sequence[Command]) -> dict[KeyId, KnownKey]:
+    """What the keys of these commands stand for, by user, operation and key."""
     rows = await connection.fetch(
-        f"select k.key, k.fingerprint, k.response_status, k.response_body, {_RETURNED} "
-        "from unnest($2::uuid[], $3::text[]) as w (user_id, key) "
-        "join idempotency_keys k on k.user_id = w.user_id and k.operation = $1 and k.key = w.key "
-        "join transactions t on t.id = k.transaction_id",
-        operation,
+        "select k.user_id, k.operation, k.key, k.fingerprint, k.transaction_id, k.response_status, k.response_body "
+        "from unnest($1::uuid[], $2::text[], $3::text[]) as w (user_id, operation, key) "
+        "join idempotency_keys k using (user_id, operation, key)",
         [command.user_id for command in commands],
+        [command.operation for command in commands],
         [command.key for command in commands],
     )
     return {
-        (row["user_id"], row["key"]): KnownKey(
+        (row["user_id"], row["operation"], row["key"]): KnownKey(
             row["fingerprint"],
-            _transaction(row),
+            row["transaction_id"],
             Answer(row["response_status"], row["response_body"], replayed=True) if row["response_status"] else None,
         )
         for row in rows
     }
 
 
+async def lock(connection: Asyncpg, transaction_ids: Collection[UUID]) -> None:
+    """Lock the transactions in the order of their ids, so that no two batches wait for each other."""
+    await connection.execute(
+        "select from transactions where id = any($1) order by id for no key update", list(transaction_ids)
+    )
+
+
 async def insert_transactions(
     connection: Asyncpg, items: Sequence[tuple[Command, UUID]], lease_seconds: float
 ) -> dict[UUID, Transaction]:
     """Put the commands on record as pending; nobody else takes them up for `lease_seconds`."""
+    commands = [command for command, _ in items]
     await connection.execute(
-        "insert into transactions as t (id, type, user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
-        "  payment_method, description, metadata, next_attempt_at) "
-        "select n.*, now() + make_interval(secs => $11) from unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], "
-        "  $5::uuid[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::jsonb[]) as n "
+        "insert into transactions as t (id, type, user_id, from_wallet_id, to_wallet_id, amount_minor, fee_minor, "
+        "  currency, payment_method, description, metadata, original_id, original_type, next_attempt_at) "
+        "select n.*, now() + make_interval(secs => $14) from unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], "
+        "  $5::uuid[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::uuid[], "
+        "  $13::text[]) as n "
         "on conflict (id) do nothing",
         [transaction_id for _, transaction_id in items],
-        [command.type for command, _ in items],
-        [command.user_id for command, _ in items],
-        [command.from_wallet_id for command, _ in items],
-        [command.to_wallet_id for command, _ in items],
-        [command.amount.minor for command, _ in items],
-        [command.amount.currency for command, _ in items],
-        [command.payment_method for command, _ in items],
-        [command.description for command, _ in items],
-        [json.dumps(command.metadata) for command, _ in items],
+        [command.type for command in commands],
+        [command.user_id for command in commands],
+        [command.from_wallet_id for command in commands],
+        [command.to_wallet_id for command in commands],
+        [command.amount.minor if command.amount else None for command in commands],
+        [command.fee_minor for command in commands],
+        [command.amount.currency if command.amount else None for command in commands],
+        [command.payment_method for command in commands],
+        [command.description for command in commands],
+        [json.dumps(command.metadata) for command in commands],
+        [command.original_id for command in commands],
+        [command.original_type for command in commands],
         lease_seconds,
     )
     return await by_ids(connection, [transaction_id for _, transaction_id in items])
 
 
-async def claim(connection: Asyncpg, transaction_ids: Collection[UUID], lease_seconds: float) -> set[UUID]:
+async def insert_reversal(connection: Asyncpg, reversal: Reversal, transaction_id: UUID) -> None:
+    """Put on record, to be carried out at once, that a provider has undone a transaction; once for each.
+
+    What a dispute takes cannot be refunded any more.
+    """
+    await connection.execute(
+        "with undone as ("
+        "  insert into transactions (id, type, user_id, from_wallet_id, to_wallet_id, amount_minor, currency, "
+        "    payment_method, provider, metadata, original_id, original_type, next_attempt_at) "
+        "  select $2, $3, o.user_id, o.to_wallet_id, o.from_wallet_id, $4, o.currency, "
+        "    o.payment_method, $5, '{}', o.id, o.type, now() from transactions o where o.id = $1 "
+        "  on conflict do nothing returning original_id, type) "
+        "update transactions o set refunded_minor = least(o.amount_minor, o.refunded_minor + $4) "
+        "from undone where o.id = undone.original_id and undone.type = 'dispute'",
+        reversal.original_id,
+        transaction_id,
+        reversal.type,
+        reversal.amount_minor,
+        reversal.provider,
+    )
+
+
+async def add_refunded(connection: Asyncpg, deltas: Mapping[UUID, int]) -> None:
+    """Reserve so many minor units of the transactions for refunds, or give them back."""
+    await connection.execute(
+        "update transactions t set refunded_minor = t.refunded_minor + d.delta_minor "
+        "from unnest($1::uuid[], $2::bigint[]) as d (id, delta_minor) where t.id = d.id",
+        list(deltas),
+        list(deltas.values()),
+    )
+
+
+async def claim(
+    connection: Asyncpg, transaction_ids: Collection[UUID], lease_seconds: float
+) -> dict[UUID, Transaction]:
     """Those of the transactions that are open and that nobody works on, now leased to the caller."""
     rows = await connection.fetch(
-        "update transactions set attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2) "
-        "where id = any($1) and status = 'pending' and next_attempt_at <= now() returning id",
+        "update transactions t set attempts = t.attempts + 1, next_attempt_at = now() + make_interval(secs => $2) "
+        f"where id = any($1) and status = 'pending' and next_attempt_at <= now() returning {_RETURNED}",
         list(transaction_ids),
         lease_seconds,
     )
-    return {row["id"] for row in rows}
+    return {row["id"]: _transaction(row) for row in rows}
+
+
+async def request_cancel(connection: Asyncpg, transaction_id: UUID, lease_seconds: float) -> Transaction | None:
+    """Note that the owner wants the transaction stopped, if it is still open; it is leased to the caller."""
+    row = await connection.fetchrow(
+        "update transactions t set cancel_requested = true, attempts = t.attempts + 1, "
+        "  next_attempt_at = now() + make_interval(secs => $2) "
+        f"where id = $1 and status = 'pending' returning {_RETURNED}",
+        transaction_id,
+        lease_seconds,
+    )
+    return _transaction(row) if row else None
+
+
+async def wake(connection: Asyncpg, transaction_id: UUID) -> None:
+    """Have the sweeper take the transaction up at once, if it waits."""
+    await connection.execute(
+        "update transactions set next_attempt_at = now() where id = $1 and status = 'pending'", transaction_id
+    )
+
+
+async def first_time(connection: Asyncpg, event_id: UUID) -> bool:
+    """Remember the event; False when it was handled before."""
+    status = await connection.execute("insert into inbox (event_id) values ($1) on conflict do nothing", event_id)
+    return status == "INSERT 0 1"
+
+
+async def delete_old_keys(connection: Asyncpg, days: int, limit: int) -> int:
+    """Forget at most `limit` keys that are older than `days`; how many there were."""
+    status = await connection.execute(
+        "delete from idempotency_keys where ctid = any(array("
+        "  select k.ctid from idempotency_keys k where k.created_at < now() - make_interval(days => $1) limit $2))",
+        days,
+        limit,
+    )
+    return int(status.rpartition(" ")[2])
 
 
 async def claim_due(connection: Asyncpg, limit: int, lease_seconds: float) -> list[Transaction]:
@@ -133,17 +218,18 @@ async def close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID
     rows = await connection.fetch(
         "update transactions t set status = d.status, failure_code = d.failure_code, "
         "  available_minor = d.available_minor, payee_user_id = d.payee_user_id, declined = d.declined, "
-        "  completed_at = clock_timestamp(), "
+        "  provider = coalesce(d.provider, t.provider), completed_at = clock_timestamp(), "
         "  next_attempt_at = null, event_sequence = t.event_sequence + 1 "
-        "from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::boolean[]) "
-        "  as d (id, status, failure_code, available_minor, payee_user_id, declined) "
+        "from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::boolean[], $7::text[]) "
+        "  as d (id, status, failure_code, available_minor, payee_user_id, declined, provider) "
         f"where t.id = d.id and t.status = 'pending' returning {_RETURNED}",
-        [decision.transaction_id for decision in decisions],
+        [decision.transaction.id for decision in decisions],
         [decision.status for decision in decisions],
         [decision.failure_code for decision in decisions],
         [decision.available_minor for decision in decisions],
         [decision.payee_user_id for decision in decisions],
         [decision.declined for decision in decisions],
+        [decision.provider for decision in decisions],
     )
     return {row["id"]: _transaction(row) for row in rows}
 
@@ -204,23 +290,57 @@ async def visible(session: AsyncSession, user_id: UUID | None, transaction_id: U
 
 
 async def page(
-    session: AsyncSession, user_id: UUID | None, limit: int, after: Transaction | None
+    session: AsyncSession, user_id: UUID | None, filters: Filters, limit: int, after: Transaction | None
 ) -> list[Transaction]:
     """At most `limit` of the transactions that this user (None: anybody) may see, newest first."""
-    statement = sa.select(TransactionRow).where(_seen_by(user_id))
+    conditions = _conditions(filters)
     if after is not None:
         position = sa.tuple_(TransactionRow.created_at, TransactionRow.id)
-        statement = statement.where(position < sa.tuple_(sa.literal(after.created_at), sa.literal(after.id)))
-    statement = statement.order_by(TransactionRow.created_at.desc(), TransactionRow.id.desc()).limit(limit)
+        conditions.append(position < sa.tuple_(sa.literal(after.created_at), sa.literal(after.id)))
+
+    order = (TransactionRow.created_at.desc(), TransactionRow.id.desc())
+
+    def newest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[UUID]:
+        ids = sa.select(TransactionRow.id).where(*conditions, *more).order_by(*order).limit(limit)
+        return ids.correlate(None).scalar_subquery()
+
+    # Each half walks its own index; an OR in one query would walk neither.
+    halves = [newest()] if user_id is None else [newest(_paid_by(user_id)), newest(_received_by(user_id))]
+    statement = sa.select(TransactionRow).where(sa.or_(*(TransactionRow.id.in_(half) for half in halves)))
+    statement = statement.order_by(*order).limit(limit)
     return [_from_row(row) for row in await session.scalars(statement)]
+
+
+def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
+    row = TransactionRow
+    equal = {row.type: filters.type, row.status: filters.status, row.currency: filters.currency}
+    conditions = [column == value for column, value in equal.items() if value is not None]
+    if filters.wallet_id is not None:
+        conditions.append(sa.or_(row.from_wallet_id == filters.wallet_id, row.to_wallet_id == filters.wallet_id))
+    if filters.min_minor is not None:
+        conditions.append(row.amount_minor >= filters.min_minor)
+    if filters.max_minor is not None:
+        conditions.append(row.amount_minor <= filters.max_minor)
+    if filters.created_from is not None:
+        conditions.append(row.created_at >= filters.created_from)
+    if filters.created_to is not None:
+        conditions.append(row.created_at < filters.created_to)
+    return conditions
 
 
 def _seen_by(user_id: UUID | None) -> sa.ColumnElement[bool]:
     """The payer sees a transaction from the start, the payee once it is completed, nobody else ever."""
     if user_id is None:
         return sa.true()
-    received = sa.and_(TransactionRow.payee_user_id == user_id, TransactionRow.status == Status.COMPLETED)
-    return sa.or_(TransactionRow.user_id == user_id, received)
+    return sa.or_(_paid_by(user_id), _received_by(user_id))
+
+
+def _paid_by(user_id: UUID) -> sa.ColumnElement[bool]:
+    return TransactionRow.user_id == user_id
+
+
+def _received_by(user_id: UUID) -> sa.ColumnElement[bool]:
+    return sa.and_(TransactionRow.payee_user_id == user_id, TransactionRow.status == Status.COMPLETED)
 
 
 def _from_row(row: TransactionRow) -> Transaction:
@@ -240,17 +360,23 @@ def _transaction(row: Any) -> Transaction:
         status=Status(row["status"]),
         user_id=row["user_id"],
         amount=Money(row["amount_minor"], currency),
+        fee=Money(row["fee_minor"], currency),
+        refunded=Money(row["refunded_minor"], currency),
         from_wallet_id=row["from_wallet_id"],
         to_wallet_id=row["to_wallet_id"],
         payment_method=row["payment_method"],
         description=row["description"],
         metadata=json.loads(metadata) if isinstance(metadata, str) else metadata,
         created_at=created_at,
+        original_id=row["original_id"],
+        original_type=Type(row["original_type"]) if row["original_type"] else None,
+        provider=row["provider"],
         completed_at=completed_at,
         payee_user_id=row["payee_user_id"],
         failure_code=row["failure_code"],
         available=None if available is None else Money(available, currency),
         declined=row["declined"],
+        cancel_requested=row["cancel_requested"],
         attempts=row["attempts"],
         event_sequence=row["event_sequence"],
     )

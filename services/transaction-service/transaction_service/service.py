@@ -2,29 +2,54 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from uuid import UUID
 
 from shared.auth import Principal
 from shared.database import Database
-from shared.errors import AppError, NotFoundError
+from shared.errors import AppError, FieldInvalidError, NotFoundError
+from shared.events import Envelope, PaymentDeclined, PaymentDisputed, PaymentReturned, PaymentSucceeded, data_of
+from shared.http.context import current_context
+from shared.money import InvalidAmountError, to_money
 from transaction_service import queries
 from transaction_service.answers import Answer, answer
-from transaction_service.clients import LedgerOutcome, OrderOutcome, PaymentClient, WalletClient
-from transaction_service.domain import Command, Decision, Transaction, Type, failure_of_refusal
+from transaction_service.domain import (
+    CANCELLED,
+    Command,
+    Filters,
+    NotCancellableError,
+    Reversal,
+    Status,
+    Transaction,
+    Type,
+    fee_of,
+)
 from transaction_service.journal import Journal
+from transaction_service.steps import Steps
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RefundWish:
+    """What a caller wants given back, in major units: all that is left without an `amount`."""
+
+    amount: Decimal | None = None
+    description: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
 
 
 class Transactions:
     """Carries out what callers ask for, a batch at a time, each step safe to repeat."""
 
-    def __init__(self, database: Database, journal: Journal, wallets: WalletClient, payments: PaymentClient) -> None:
+    def __init__(self, database: Database, journal: Journal, steps: Steps, payment_fee_bps: int) -> None:
         self._database = database
         self._journal = journal
-        self._wallets = wallets
-        self._payments = payments
+        self._steps = steps
+        self._payment_fee_bps = payment_fee_bps
         self._running: set[asyncio.Task[dict[UUID, Transaction]]] = set()
 
     async def create(self, commands: Sequence[Command]) -> list[Answer | AppError]:
@@ -32,10 +57,56 @@ class Transactions:
 
         Once a command is on record it runs on, whether or not the caller still listens.
         """
-        opened = await self._journal.open(commands)
+        opened = await self._journal.open([self._complete(command) for command in commands])
         to_run = [item for item in opened if isinstance(item, Transaction)]
         ended = await self._run_to_the_end(to_run) if to_run else {}
         return [answer(ended.get(item.id, item)) if isinstance(item, Transaction) else item for item in opened]
+
+    async def refund(self, caller: Principal, transaction_id: UUID, wish: RefundWish) -> Answer | AppError:
+        """Give back all or part of what the caller has received or deposited.
+
+        Raises NotFoundError, ForbiddenError, NotRefundableError, FieldInvalidError.
+        """
+        original = await self.get(caller, transaction_id)
+        original.check_refundable(caller.user_id)
+        try:
+            amount = to_money(wish.amount, original.amount.currency) if wish.amount is not None else None
+        except InvalidAmountError as error:
+            raise FieldInvalidError("amount", error.code, str(error)) from None
+        command = Command(
+            type=Type.REFUND,
+            user_id=caller.user_id,
+            amount=amount,
+            from_wallet_id=original.to_wallet_id,
+            to_wallet_id=original.from_wallet_id,
+            payment_method=original.payment_method,
+            description=wish.description,
+            metadata=wish.metadata,
+            key=wish.key,
+            original_id=original.id,
+            original_type=original.type,
+        )
+        [refunded] = await self.create([command])
+        return refunded
+
+    async def cancel(self, caller: Principal, transaction_id: UUID) -> Transaction:
+        """Stop a deposit or withdrawal of the caller's that still can be stopped: as it is afterwards.
+
+        It may still be pending: the provider has the last word. Raises NotFoundError, NotCancellableError.
+        """
+        transaction = await self.get(caller, transaction_id)
+        if transaction.user_id != caller.user_id:
+            raise NotFoundError("transaction")
+        if transaction.failure_code == CANCELLED:
+            return transaction
+        transaction.check_cancellable()
+        requested = await self._journal.request_cancel(transaction_id)
+        if requested is not None:
+            await self._run_to_the_end([requested])
+        ended = await self.get(caller, transaction_id)
+        if ended.status is not Status.PENDING and ended.failure_code != CANCELLED:
+            raise NotCancellableError("It is done already.")
+        return ended
 
     async def resume_due(self) -> int:
         """Take up what a crash or an outage left open; how many there were."""
@@ -43,6 +114,16 @@ class Transactions:
         if due:
             await self._carry_out(due)
         return len(due)
+
+    async def note(self, envelope: Envelope) -> None:
+        """Learn from a provider's news, once: what waits goes on, what was undone is undone here."""
+        news = data_of(envelope)
+        if isinstance(news, PaymentSucceeded | PaymentDeclined):
+            await self._journal.note(envelope.id, news.transaction_id)
+        elif isinstance(news, PaymentDisputed | PaymentReturned):
+            kind = Type.DISPUTE if isinstance(news, PaymentDisputed) else Type.PAYOUT_RETURN
+            reversal = Reversal(kind, news.transaction_id, news.amount_minor, news.provider)
+            await self._journal.note(envelope.id, reversal)
 
     async def drain(self) -> None:
         """Wait for what is under way."""
@@ -57,14 +138,23 @@ class Transactions:
             raise NotFoundError("transaction")
         return transaction
 
-    async def page(self, caller: Principal, limit: int, after: UUID | None) -> tuple[list[Transaction], bool]:
+    async def page(
+        self, caller: Principal, filters: Filters, limit: int, after: UUID | None
+    ) -> tuple[list[Transaction], bool]:
         """At most `limit` transactions, newest first, and whether there are more; raises NotFoundError."""
         async with self._database.transaction() as session:
             cursor = await queries.visible(session, _scope(caller), after) if after else None
             if after and cursor is None:
                 raise NotFoundError("transaction")
-            found = await queries.page(session, _scope(caller), limit + 1, cursor)
+            found = await queries.page(session, _scope(caller), filters, limit + 1, cursor)
         return found[:limit], len(found) > limit
+
+    def _complete(self, command: Command) -> Command:
+        """The command with what is fixed when it is opened: its fee, and the request that it came with."""
+        command = replace(command, trace=current_context().trace)
+        if command.type is Type.PAYMENT and command.amount is not None:
+            return replace(command, fee_minor=fee_of(command.amount, self._payment_fee_bps).minor)
+        return command
 
     async def _run_to_the_end(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         task = asyncio.ensure_future(self._carry_out(transactions))
@@ -75,52 +165,20 @@ class Transactions:
     async def _carry_out(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Every step of the transactions, and what they are afterwards; what has no outcome waits."""
         try:
-            decisions = await self._transfer([t for t in transactions if t.type is Type.TRANSFER])
-            decisions += await self._deposit([t for t in transactions if t.type is Type.DEPOSIT])
+            decisions = await self._steps.carry_out(await self._ready(transactions))
             closed = await self._journal.close(decisions)
             return closed | await self._journal.wait([t for t in transactions if t.id not in closed])
         except Exception:  # noqa: BLE001 - on record, so the caller hears 202 and the sweeper goes on
             _log.exception("transactions left to the sweeper")
             return {}
 
-    async def _transfer(self, transfers: Sequence[Transaction]) -> list[Decision]:
-        return _decisions(await self._wallets.post(transfers, {}))
-
-    async def _deposit(self, deposits: Sequence[Transaction]) -> list[Decision]:
-        """Check, charge, post. What the ledger refuses fails only after it is sure that nothing stays charged."""
-        checks = await self._wallets.check(deposits)
-        charges = await self._payments.charge([d for d in deposits if d.id in checks and not checks[d.id].code])
-        declined = [
-            Decision(id_, failure_code=charge.code, declined=True)
-            for id_, charge in charges.items()
-            if charge.status == "declined"
-        ]
-        charged = [d for d in deposits if d.id in charges and charges[d.id].status == "succeeded"]
-        posted = await self._wallets.post(charged, {d.id: charges[d.id].provider for d in charged})
-        refused = {id_: outcome for id_, outcome in (checks | posted).items() if outcome.code}
-        refunds = await self._payments.refund([d for d in deposits if d.id in refused])
-        settled = {
-            id_: outcome
-            for id_, outcome in (refused | posted).items()
-            if not outcome.code or (id_ in refunds and _nothing_stays_charged(refunds[id_]))
-        }
-        return declined + _decisions(settled)
-
-
-def _nothing_stays_charged(refund: OrderOutcome) -> bool:
-    """The refund succeeded, or the charge took nothing. A refund that is declined waits for a person."""
-    if refund.status == "declined" and refund.kind == "refund":
-        _log.error("a refund was declined by %s: %s", refund.provider, refund.code)
-    return refund.status == ("succeeded" if refund.kind == "refund" else "declined")
-
-
-def _decisions(outcomes: Mapping[UUID, LedgerOutcome]) -> list[Decision]:
-    return [
-        Decision(id_, failure_of_refusal(outcome.code), outcome.available_minor)
-        if outcome.code
-        else Decision(id_, payee_user_id=outcome.payee_user_id)
-        for id_, outcome in outcomes.items()
-    ]
+    async def _ready(self, transactions: Sequence[Transaction]) -> Sequence[Transaction]:
+        """What undoes another transaction waits for that one's completion."""
+        originals = [t.original_id for t in transactions if t.comes_back and t.original_id]
+        if not originals:
+            return transactions
+        completed = await self._journal.are_completed(originals)
+        return [t for t in transactions if not t.comes_back or t.original_id in completed]
 
 
 def _scope(caller: Principal) -> UUID | None:

@@ -1,5 +1,6 @@
 """transaction-service's neighbours and callers, as tests need them."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,15 +17,15 @@ from shared.testing.waiting import eventually
 class Neighbour:
     """A real service on a port of its own, which can be stopped and started again."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
+    def __init__(self, create_app: Callable[[], FastAPI]) -> None:
+        self._create_app = create_app
         self._running = AsyncExitStack()
         self._port = ports.choose([])
         self.url = f"http://{HOST}:{self._port}"
 
     async def start(self) -> None:
         """Serve, and answer when this returns."""
-        await self._running.enter_async_context(serving(self._app, self._port))
+        await self._running.enter_async_context(serving(self._create_app(), self._port))
 
     async def stop(self) -> None:
         """Refuse connections from now on."""
@@ -68,6 +69,26 @@ class Bank:
         """A transfer in dollars, unless `more` says otherwise."""
         body = {"amount": amount, "currency": "USD", "from_wallet_id": source, "to_wallet_id": target}
         return await self.create(caller, **({"transaction_type": "transfer"} | body | more))
+
+    async def payment(self, caller: Person, source: str, target: str, amount: Any, **more: Any) -> httpx.Response:
+        """A payment in dollars, unless `more` says otherwise."""
+        return await self.transfer(caller, source, target, amount, **({"transaction_type": "payment"} | more))
+
+    async def withdraw(self, caller: Person, wallet_id: str, amount: Any, **more: Any) -> httpx.Response:
+        """A withdrawal to a bank account, unless `more` says otherwise."""
+        body = {"amount": amount, "currency": "USD", "from_wallet_id": wallet_id, "payment_method": "bank_account"}
+        return await self.create(caller, **({"transaction_type": "withdrawal"} | body | more))
+
+    async def refund(
+        self, caller: Person, transaction_id: str, key: str | None = None, **body: Any
+    ) -> httpx.Response:
+        """POST /transactions/{id}/refund."""
+        headers = caller.headers | ({"Idempotency-Key": key} if key else {})
+        return await self.client.post(f"/transactions/{transaction_id}/refund", json=body, headers=headers)
+
+    async def cancel(self, caller: Person, transaction_id: str) -> httpx.Response:
+        """POST /transactions/{id}/cancel."""
+        return await self.client.post(f"/transactions/{transaction_id}/cancel", headers=caller.headers)
 
     async def internal(self, url: str, service: str, path: str, body: dict[str, Any]) -> None:
         """Call a neighbour as transaction-service does."""
@@ -114,3 +135,15 @@ class Bank:
             "where (t.status = 'completed') is distinct from (e.posting_id is not null)"
         )
         assert mismatched == []
+        unheld = await self.sql(
+            "select a.id from wallets.accounts a "
+            "left join wallets.holds h on h.account_id = a.id and h.status = 'open' "
+            "group by a.id having a.held_minor <> coalesce(sum(h.amount_minor), 0)"
+        )
+        assert unheld == []
+        overgiven = await self.sql(
+            "select o.id from transactions.transactions o join transactions.transactions r on r.original_id = o.id "
+            "where r.type = 'refund' and r.status <> 'failed' group by o.id "
+            "having sum(r.amount_minor) > o.refunded_minor or o.refunded_minor > o.amount_minor"
+        )
+        assert overgiven == []

@@ -27,6 +27,7 @@ class Action(StrEnum):
         "check"  # whether a move would break a rule of owner, currency or status, before outside money moves for it
     )
     MOVE = "move"
+    PAY = "pay"  # a move to a merchant's wallet
     HOLD = "hold"
     CAPTURE = "capture"
     RELEASE = "release"
@@ -45,6 +46,7 @@ class Refusal(StrEnum):
     INSUFFICIENT_FUNDS = "insufficient_funds"
     BALANCE_LIMIT = "balance_limit"
     SAME_WALLET = "same_wallet"
+    NOT_MERCHANT = "not_merchant"
     HOLD_RELEASED = "hold_released"
     HOLD_CAPTURED = "hold_captured"
     HOLD_NOT_OPEN = "hold_not_open"
@@ -113,6 +115,7 @@ class Account:
     balance: Money
     held: Money
     version: int
+    merchant: bool = False
 
     @property
     def available(self) -> Money:
@@ -122,7 +125,14 @@ class Account:
     def plus(self, amount: Money) -> "Account":
         """The account with `amount` (signed) more in it, one version later."""
         return Account(
-            self.id, self.name, self.user_id, self.status, self.balance + amount, self.held, self.version + 1
+            self.id,
+            self.name,
+            self.user_id,
+            self.status,
+            self.balance + amount,
+            self.held,
+            self.version + 1,
+            self.merchant,
         )
 
     @property
@@ -280,6 +290,13 @@ def move(posting: Posting, source: Account | None, target: Account | None, fees:
     if fees is None or posting.fee is None:
         return _entries(posting, (source, -amount), (target, amount))
     return _entries(posting, (source, -amount), (target, amount - posting.fee), (fees, posting.fee))
+
+
+def pay(posting: Posting, source: Account | None, target: Account | None, fees: Account | None = None) -> Change:
+    """A move that only a merchant's wallet takes; raises RefusedError."""
+    if target is not None and not target.merchant:
+        raise RefusedError(Refusal.NOT_MERCHANT)
+    return move(posting, source, target, fees)
 
 
 def hold(posting: Posting, source: Account | None) -> Change:
@@ -455,6 +472,8 @@ class Book:
         match posting.action:
             case Action.MOVE:
                 return move(posting, source, target, *map(self._side, posting.others))
+            case Action.PAY:
+                return pay(posting, source, target, *map(self._side, posting.others))
             case Action.CHECK:
                 check(posting, target)
                 return Change()

@@ -14,7 +14,7 @@ from shared.events import (
     WalletReleased,
     WalletsPosted,
 )
-from wallet_service.domain import Action, Book, Change, HoldStatus, Posting
+from wallet_service.domain import Account, Action, Book, Change, Hold, HoldStatus, Posting
 
 
 def events_of(book: Book, sequences: Mapping[UUID, int]) -> list[OutgoingEvent]:
@@ -23,8 +23,9 @@ def events_of(book: Book, sequences: Mapping[UUID, int]) -> list[OutgoingEvent]:
     for posting, change in book.changes:
         if change.entries:
             events.append(_event(posting, _posted(book, posting, change), posting.id, _sequence(posting)))
-        elif change.hold is not None and change.hold.account_id is not None:
-            events.append(_event(posting, _held(posting, change), posting.id, _sequence(posting)))
+        elif change.hold is not None and change.accounts:
+            held = _held(posting, change.hold, change.accounts[0])
+            events.append(_event(posting, held, posting.id, _sequence(posting)))
         if change.frozen is not None:
             frozen = WalletFrozen.model_validate(
                 {"wallet_id": change.frozen.id, "user_id": change.frozen.user_id, "currency": posting.amount.currency}
@@ -64,16 +65,14 @@ def _posted(book: Book, posting: Posting, change: Change) -> WalletsPosted:
     )
 
 
-def _held(posting: Posting, change: Change) -> HoldEvent:
-    [wallet] = change.accounts
-    hold = change.hold
+def _held(posting: Posting, hold: Hold, wallet: Account) -> HoldEvent:
     return _HOLD_EVENTS[hold.status].model_validate(
         {
             "hold_id": posting.id,
             "wallet_id": wallet.id,
             "user_id": wallet.user_id,
             "currency": wallet.balance.currency,
-            "amount_minor": hold.amount.minor,
+            "amount_minor": (hold.amount or posting.amount).minor,
             "balance_minor": wallet.balance.minor,
             "held_minor": wallet.held.minor,
         }

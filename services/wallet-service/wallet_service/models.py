@@ -38,6 +38,7 @@ class AccountRow(Base):
     balance_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     held_minor: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     version: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    merchant: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     event_sequence: Mapped[int] = mapped_column(sa.BigInteger, server_default="1")
     last_entry_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())

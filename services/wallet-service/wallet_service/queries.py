@@ -166,24 +166,24 @@ def _count(status: str) -> int:
 
 async def _lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
     rows = await connection.fetch(
-        "select id, name, user_id, currency, status, balance_minor, held_minor, version "
+        "select id, name, user_id, currency, status, balance_minor, held_minor, version, merchant "
         "from accounts where id = any($1) order by id for no key update",
         [ref.id for ref in refs],
     )
     return {
-        id_: Account(id_, name, user_id, status, Money(balance, currency), Money(held, currency), version)
-        for id_, name, user_id, currency, status, balance, held, version in rows
+        id_: Account(id_, name, user_id, status, Money(balance, currency), Money(held, currency), version, merchant)
+        for id_, name, user_id, currency, status, balance, held, version, merchant in rows
     }
 
 
 # ------------------------------------------------------------------------------------ wallets
 
 
-async def insert_wallet(session: AsyncSession, user_id: UUID, currency: str) -> AccountRow | None:
+async def insert_wallet(session: AsyncSession, user_id: UUID, currency: str, *, merchant: bool) -> AccountRow | None:
     """The new wallet, or None when there is one in this currency."""
     statement = (
         insert(AccountRow)
-        .values(id=new_id(), user_id=user_id, currency=currency)
+        .values(id=new_id(), user_id=user_id, currency=currency, merchant=merchant)
         .on_conflict_do_nothing(constraint="accounts_user_currency")
         .returning(AccountRow)
     )

@@ -117,7 +117,8 @@ class Wallets:
         if user_id != caller.user_id and caller.role != "admin":
             raise ForbiddenError("`user_id` must be your own; only an admin opens wallets for others.")
         async with self._database.transaction() as session:
-            row = await queries.insert_wallet(session, user_id, currency)
+            merchant = caller.role == "merchant" and caller.user_id == user_id
+            row = await queries.insert_wallet(session, user_id, currency, merchant=merchant)
             kind: type[WalletCreated | WalletReopened] = WalletCreated
             if row is None:
                 row = await queries.wallet_in(session, user_id, currency)

@@ -63,6 +63,9 @@ _unit: Final = msgspec.json.Decoder(Annotated[list[PostingIn], msgspec.Meta(min_
 _encoder: Final = msgspec.json.Encoder()
 
 
+_WITH_FEE: Final = frozenset({Action.MOVE, Action.PAY})
+
+
 class InvalidUnitError(ValueError):
     """A unit that cannot be read; the text says why."""
 
@@ -85,7 +88,7 @@ def _read(part: msgspec.Raw) -> Unit | InvalidUnitError:
         return InvalidUnitError("Names an account that cannot be.")
     except InvalidUnitError as error:
         return error
-    if len(unit) > 1 and any(posting.action is not Action.MOVE for posting in unit):
+    if len(unit) > 1 and any(posting.action not in _WITH_FEE for posting in unit):
         return InvalidUnitError("A unit of several postings is made of moves.")
     return unit
 
@@ -93,7 +96,7 @@ def _read(part: msgspec.Raw) -> Unit | InvalidUnitError:
 def _posting(item: PostingIn) -> Posting:
     if item.currency not in CURRENCIES:
         raise InvalidUnitError("Is not in a currency.")
-    if item.fee_minor >= item.amount_minor or (item.fee_minor and item.action is not Action.MOVE):
+    if item.fee_minor >= item.amount_minor or (item.fee_minor and item.action not in _WITH_FEE):
         raise InvalidUnitError("A fee is a part of what is moved.")
     return Posting(
         item.id,

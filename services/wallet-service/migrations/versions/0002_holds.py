@@ -55,6 +55,7 @@ def upgrade() -> None:
     op.execute(
         "create trigger holds_are_kept before truncate on holds for each statement execute function append_only()"
     )
+    op.add_column("accounts", sa.Column("merchant", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("accounts", sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default="1"))
     for table in ("entries", "postings"):
         op.create_index(f"{table}_created", table, ["created_at"], postgresql_using="brin")
@@ -69,5 +70,6 @@ def downgrade() -> None:
     for table in ("entries", "postings"):
         op.drop_index(f"{table}_created")
     op.drop_column("accounts", "event_sequence")
+    op.drop_column("accounts", "merchant")
     op.drop_table("holds")
     op.execute("drop function holds_end_once()")
