@@ -1,15 +1,18 @@
 """Field types that wire models share."""
 
+import re
 import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Query
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from shared.money import CURRENCIES, InvalidAmountError, parse_amount
+
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
 
 
 def _line(value: str) -> str:
@@ -36,6 +39,19 @@ def _utc(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _rfc_3339(value: Any) -> Any:
+    if not (isinstance(value, str) and _RFC_3339.fullmatch(value)):  # pydantic takes numbers for times, too
+        raise PydanticCustomError("instant_invalid", "Must be a time with its zone, such as 2026-11-24T09:30:00Z.")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("instant_invalid", "Is beyond the calendar.") from None
+
+
 SINGLE_LINE = AfterValidator(_line)
 
 AmountIn = Annotated[
@@ -60,6 +76,8 @@ CurrencyCode = Annotated[
     AfterValidator(_currency),
     Field(description="ISO 4217 code.", examples=["USD"], json_schema_extra={"pattern": "^[A-Z]{3}$"}),
 ]
+
+InstantIn = Annotated[AwareDatetime, BeforeValidator(_rfc_3339), AfterValidator(_in_utc)]
 
 UtcTime = Annotated[
     datetime,

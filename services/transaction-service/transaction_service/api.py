@@ -7,7 +7,6 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,7 +19,7 @@ from shared.auth import Principal, UserTokens
 from shared.errors import AppError
 from shared.http.app import IdempotencyKey, strict_router, user_of
 from shared.http.problems import problems
-from shared.http.wire import SINGLE_LINE, AmountIn, CurrencyCode, PageLimit
+from shared.http.wire import SINGLE_LINE, AmountIn, CurrencyCode, InstantIn, PageLimit
 from shared.money import InvalidAmountError, Money, to_money
 from transaction_service.answers import Answer, TransactionOut, TransactionType, transaction_out
 from transaction_service.domain import Command, Filters, Status, Type
@@ -183,8 +182,8 @@ class FilterIn(BaseModel):
     currency: CurrencyCode | None = None
     min_amount: AmountIn | None = None
     max_amount: AmountIn | None = None
-    created_from: AwareDatetime | None = None
-    created_to: AwareDatetime | None = None
+    created_from: InstantIn | None = None
+    created_to: InstantIn | None = None
     limit: PageLimit = 20
     starting_after: UUID | None = None
 

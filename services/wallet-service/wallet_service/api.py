@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.auth import Principal, ServiceTokens, UserTokens
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
-from shared.http.wire import AmountOut, CurrencyCode, PageLimit, UtcTime
+from shared.http.wire import AmountOut, CurrencyCode, InstantIn, PageLimit, UtcTime
 from shared.money import Money
 from wallet_service.models import AccountRow, EntryRow
 from wallet_service.service import Ledger, Wallets
@@ -39,13 +39,13 @@ class WalletOut(BaseModel):
 
 
 class BalanceOut(BaseModel):
-    """What is in a wallet."""
+    """What is in a wallet; of the past only the balance is known."""
 
     wallet_id: UUID
     currency: str
     balance: AmountOut
-    held: AmountOut
-    available: AmountOut
+    held: AmountOut | None
+    available: AmountOut | None
 
 
 class WalletList(BaseModel):
@@ -94,8 +94,17 @@ def wallets_router(wallets: Wallets, tokens: UserTokens) -> APIRouter:
         return _wallet_out(await wallets.get(caller, wallet_id))
 
     @router.get("/wallets/{wallet_id}/balance", responses=problems(401, 404))
-    async def get_balance(wallet_id: UUID, caller: Annotated[Principal, current_user]) -> BalanceOut:
-        """The balance of one wallet."""
+    async def get_balance(
+        wallet_id: UUID,
+        caller: Annotated[Principal, current_user],
+        at: Annotated[InstantIn | None, Query(description="As it was at this instant, from the ledger.")] = None,
+    ) -> BalanceOut:
+        """The balance of one wallet, now or at an instant of the past."""
+        if at is not None:
+            money = await wallets.balance_at(caller, wallet_id, at)
+            return BalanceOut(
+                wallet_id=wallet_id, currency=money.currency, balance=str(money), held=None, available=None
+            )
         return BalanceOut(wallet_id=wallet_id, **_amounts(await wallets.get(caller, wallet_id)))
 
     @router.post("/wallets/{wallet_id}/freeze", responses=problems(401, 403, 404, 409))

@@ -155,6 +155,12 @@ class Wallets:
         async with self._database.transaction() as session:
             return _visible(await queries.wallet(session, wallet_id), caller)
 
+    async def balance_at(self, caller: Principal, wallet_id: UUID, instant: datetime) -> Money:
+        """What was in one wallet of the caller's, or any as admin, at that instant; raises NotFoundError."""
+        async with self._database.transaction() as session:
+            row = _visible(await queries.wallet(session, wallet_id), caller)
+            return Money(await queries.balance_at(session, wallet_id, instant), row.currency)
+
     async def entries(
         self, caller: Principal, wallet_id: UUID, limit: int, before_version: int | None
     ) -> tuple[models.AccountRow, Sequence[models.EntryRow], bool]:
