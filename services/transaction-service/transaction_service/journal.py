@@ -196,23 +196,24 @@ class _Batch:
 
     async def _reserve(self, connection: Asyncpg) -> tuple[dict[UUID, Command], dict[UUID, AppError]]:
         """Refunds take their part of the original, in arrival order, or are refused; both by id."""
-        refunds = [item for item in self._fresh if item.command.type is Type.REFUND]
+        refunds = [(item, item.command.original_id) for item in self._fresh if item.command.original_id is not None]
         if not refunds:
             return {}, {}
-        originals = {item.command.original_id for item in refunds if item.command.original_id}
-        found = await queries.by_ids(connection, originals | {item.id for item in refunds})
+        found = await queries.by_ids(
+            connection, {id_ for item, original_id in refunds for id_ in (item.id, original_id)}
+        )
         deltas: dict[UUID, int] = defaultdict(int)
         reserved, refused = {}, {}
-        for item in refunds:
-            original = found.get(item.command.original_id) if item.command.original_id else None
-            if item.id in found or original is None:
-                continue  # on record already, after an unknown commit
+        for item, original_id in refunds:
+            if item.id in found:  # on record already, after an unknown commit
+                reserved[item.id] = replace(item.command, amount=found[item.id].amount)
+                continue
             try:
-                amount = reserve(original, item.command.amount, deltas[original.id])
+                amount = reserve(found[original_id], item.command.amount, deltas[original_id])
             except AppError as error:
                 refused[item.id] = error
             else:
-                deltas[original.id] += amount.minor
+                deltas[original_id] += amount.minor
                 reserved[item.id] = replace(item.command, amount=amount)
         await queries.add_refunded(connection, deltas)
         return reserved, refused

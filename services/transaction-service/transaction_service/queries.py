@@ -177,9 +177,10 @@ async def request_cancel(connection: Asyncpg, transaction_id: UUID, lease_second
 
 
 async def wake(connection: Asyncpg, transaction_id: UUID) -> None:
-    """Have the sweeper take the transaction up at once, if it waits."""
+    """Have the sweeper take the transaction up at once, if it waits: before that its request is at work on it."""
     await connection.execute(
-        "update transactions set next_attempt_at = now() where id = $1 and status = 'pending'", transaction_id
+        "update transactions set next_attempt_at = now() where id = $1 and status = 'pending' and event_sequence > 0",
+        transaction_id,
     )
 
 

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Final
 from uuid import UUID
 
 from shared.auth import Principal
 from shared.database import Database
 from shared.errors import AppError, FieldInvalidError, NotFoundError
 from shared.events import Envelope, PaymentDeclined, PaymentDisputed, PaymentReturned, PaymentSucceeded, data_of
-from shared.http.context import current_context
+from shared.http.context import current_context, seconds_left
 from shared.money import InvalidAmountError, to_money
 from transaction_service import queries
 from transaction_service.answers import Answer, answer
@@ -28,6 +29,8 @@ from transaction_service.domain import (
 )
 from transaction_service.journal import Journal
 from transaction_service.steps import Steps
+
+ANSWER_SECONDS: Final = 0.5  # of a request's time are kept for answering it
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +163,11 @@ class Transactions:
         task = asyncio.ensure_future(self._carry_out(transactions))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        try:
+            async with asyncio.timeout(max(0.0, seconds_left() - ANSWER_SECONDS)):
+                return await asyncio.shield(task)
+        except TimeoutError:  # it runs on, and the caller hears that it is pending while there is somebody to hear it
+            return {}
 
     async def _carry_out(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Every step of the transactions, and what they are afterwards; what has no outcome waits."""
