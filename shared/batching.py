@@ -73,7 +73,7 @@ class Batcher(Generic[Item, Result]):
         weight = len(own) if self._weigh is None else sum(map(self._weigh, own))
         if self._closed or self._waiting_weight + weight > self._max_waiting:
             raise UnavailableError
-        call = _Call[Item, Result](own, weight, asyncio.get_running_loop().create_future())
+        call: _Call[Item, Result] = _Call(own, weight, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         self._waiting_weight += weight
         self._start()

@@ -70,9 +70,7 @@ class Consumer:
                     await consumer.commit()
                     self._backoff = MIN_BACKOFF_SECONDS
         finally:
-            with contextlib.suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                    await consumer.stop()
+            await _stop(consumer)
 
     async def _handle_record(self, record: Any) -> None:
         try:
@@ -89,3 +87,15 @@ class Consumer:
                 record.offset,
                 type(error).__name__,
             )
+
+
+async def _stop(consumer: Any) -> None:
+    """Stop the consumer. In the middle of a rebalance it may hang, and then would leave its connections open."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+            await consumer.stop()
+    except (KafkaError, TimeoutError):
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await consumer._fetcher.close()  # noqa: SLF001 - the rest of what stop() would have done
+                await consumer._client.close()  # noqa: SLF001

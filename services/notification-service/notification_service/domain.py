@@ -29,17 +29,34 @@ def _welcome(data: dict[str, Any]) -> list[Notice]:
 
 def _completed(data: dict[str, Any]) -> list[Notice]:
     amount, payer = _amount(data), UUID(data["user_id"])
-    if data["transaction_type"] == "deposit":
-        return [Notice(payer, "deposit", f"Your deposit of {amount} has arrived.")]
-    told = [Notice(payer, "money_sent", f"You sent {amount}.")]
+    template, text = _DONE.get(_kind(data), ("money_sent", "You sent {amount}."))
+    told = [Notice(payer, template, text.format(amount=amount))]
     if data["payee_user_id"] and UUID(data["payee_user_id"]) != payer:
         told.append(Notice(UUID(data["payee_user_id"]), "money_received", f"You received {amount}."))
     return told
 
 
 def _failed(data: dict[str, Any]) -> list[Notice]:
-    text = f"Your {data['transaction_type']} of {_amount(data)} was refused. No money has moved."
+    if data["failure_code"] == "cancelled":
+        text = f"Your {data['transaction_type']} of {_amount(data)} was cancelled. No money has moved."
+    else:
+        text = f"Your {data['transaction_type']} of {_amount(data)} was refused. No money has moved."
     return [Notice(UUID(data["user_id"]), "failure", text)]
+
+
+def _kind(data: dict[str, Any]) -> str:
+    """The transaction's type; a refund without a wallet to go to is that of a deposit."""
+    kind = str(data["transaction_type"])
+    return "deposit_refund" if kind == "refund" and data["to_wallet_id"] is None else kind
+
+
+_DONE: Final = {
+    "deposit": ("deposit", "Your deposit of {amount} has arrived."),
+    "withdrawal": ("withdrawal", "{amount} are on their way to you."),
+    "deposit_refund": ("refund", "{amount} of your deposit are on their way back to you."),
+    "payout_return": ("payout_return", "A withdrawal of {amount} came back and is in your wallet again."),
+    "dispute": ("dispute", "A deposit of {amount} was disputed and taken back. Your wallet is frozen."),
+}
 
 
 def _amount(data: dict[str, Any]) -> str:

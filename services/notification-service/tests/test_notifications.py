@@ -41,6 +41,38 @@ def test_a_transfer_is_told_to_both() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "template", "text"),
+    [
+        ("deposit", "deposit", "Your deposit of 50.00 USD has arrived."),
+        ("withdrawal", "withdrawal", "50.00 USD are on their way to you."),
+        ("refund", "refund", "50.00 USD of your deposit are on their way back to you."),
+        ("payout_return", "payout_return", "A withdrawal of 50.00 USD came back and is in your wallet again."),
+        ("dispute", "dispute", "A deposit of 50.00 USD was disputed and taken back. Your wallet is frozen."),
+    ],
+)
+def test_what_concerns_one_person_is_told_in_its_own_words(kind: str, template: str, text: str) -> None:
+    change = {"transaction_type": kind, "payee_user_id": None, "to_wallet_id": None}
+
+    [notice] = notices("transactions.completed.v1", transfer().model_dump(mode="json") | change)
+
+    assert (notice.user_id, notice.template, notice.text) == (ALICE, template, text)
+
+
+def test_a_refund_of_a_payment_is_told_to_both() -> None:
+    told = notices("transactions.completed.v1", transfer().model_dump(mode="json") | {"transaction_type": "refund"})
+
+    assert [(notice.user_id, notice.template) for notice in told] == [(ALICE, "money_sent"), (BOB, "money_received")]
+
+
+def test_what_was_cancelled_was_not_refused() -> None:
+    data = TransactionFailed(**transfer().model_dump(), failure_code="cancelled").model_dump(mode="json")
+
+    assert [notice.text for notice in notices("transactions.failed.v1", data)] == [
+        "Your transfer of 50.00 USD was cancelled. No money has moved."
+    ]
+
+
 def test_a_failure_is_told_to_the_payer_alone() -> None:
     data = TransactionFailed(**transfer().model_dump(), failure_code="insufficient_funds").model_dump(mode="json")
 

@@ -63,6 +63,7 @@ class Answer:
 
 _REFUSALS: Final = {
     CANCELLED: (402, "It was cancelled."),
+    "same_wallet": (422, "A wallet cannot pay itself."),
     "not_a_merchant": (422, "The wallet is not a merchant's."),
     "wallet_not_found": (404, "There is no such wallet."),
     "currency_mismatch": (422, "The wallet is in another currency."),
@@ -75,7 +76,7 @@ _REFUSALS: Final = {
 
 def transaction_out(transaction: Transaction, viewer_id: UUID | None = None) -> TransactionOut:
     """The transaction as the person with this id sees it, or anybody who is not its payee."""
-    sees_fee = viewer_id is not None and viewer_id == transaction.payee_user_id
+    sees_fee = transaction.type is Type.PAYMENT and viewer_id is not None and viewer_id == transaction.payee_user_id
     return TransactionOut.model_validate(
         {
             "id": transaction.id,

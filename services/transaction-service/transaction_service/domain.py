@@ -218,6 +218,7 @@ _FAILURES: Final = {
     "insufficient_funds": "insufficient_funds",
     "balance_limit": "balance_limit",
     "not_merchant": "not_a_merchant",
+    "same_wallet": "same_wallet",
     "hold_released": CANCELLED,
 }
 

@@ -8,7 +8,6 @@ from shared.events import (
     EventData,
     HoldEvent,
     OutgoingEvent,
-    PostedEntry,
     WalletFrozen,
     WalletHeld,
     WalletReleased,
@@ -22,15 +21,14 @@ def events_of(book: Book, sequences: Mapping[UUID, int]) -> list[OutgoingEvent]:
     events = []
     for posting, change in book.changes:
         if change.entries:
-            events.append(_event(posting, _posted(book, posting, change), posting.id, _sequence(posting)))
+            events.append(_event(posting, WalletsPosted, _posted(posting, change), posting.id, _sequence(posting)))
         elif change.hold is not None and change.accounts:
-            held = _held(posting, change.hold, change.accounts[0])
-            events.append(_event(posting, held, posting.id, _sequence(posting)))
+            kind, held = _HOLD_EVENTS[change.hold.status], _held(posting, change.hold, change.accounts[0])
+            events.append(_event(posting, kind, held, posting.id, _sequence(posting)))
         if change.frozen is not None:
-            frozen = WalletFrozen.model_validate(
-                {"wallet_id": change.frozen.id, "user_id": change.frozen.user_id, "currency": posting.amount.currency}
-            )
-            events.append(_event(posting, frozen, change.frozen.id, sequences[change.frozen.id]))
+            wallet = change.frozen
+            frozen = {"wallet_id": wallet.id, "user_id": wallet.user_id, "currency": wallet.balance.currency}
+            events.append(_event(posting, WalletFrozen, frozen, wallet.id, sequences[wallet.id]))
     return events
 
 
@@ -46,38 +44,39 @@ _HOLD_EVENTS: Final[dict[HoldStatus, type[HoldEvent]]] = {
 }
 
 
-def _posted(book: Book, posting: Posting, change: Change) -> WalletsPosted:
+def _posted(posting: Posting, change: Change) -> dict[str, object]:
     owners = {account.id: account.user_id for account in change.accounts}
-    return WalletsPosted(
-        posting_id=posting.id,
-        currency=posting.amount.currency,
-        entries=[
-            PostedEntry(
-                wallet_id=entry.account_id,
-                user_id=owner,
-                amount_minor=entry.amount.minor,
-                balance_minor=entry.balance.minor,
-                version=entry.version,
-            )
+    return {
+        "posting_id": posting.id,
+        "currency": posting.amount.currency,
+        "entries": [
+            {
+                "wallet_id": entry.account_id,
+                "user_id": owner,
+                "amount_minor": entry.amount.minor,
+                "balance_minor": entry.balance.minor,
+                "version": entry.version,
+            }
             for entry in change.entries
             if (owner := owners[entry.account_id]) is not None
         ],
-    )
+    }
 
 
-def _held(posting: Posting, hold: Hold, wallet: Account) -> HoldEvent:
-    return _HOLD_EVENTS[hold.status].model_validate(
-        {
-            "hold_id": posting.id,
-            "wallet_id": wallet.id,
-            "user_id": wallet.user_id,
-            "currency": wallet.balance.currency,
-            "amount_minor": (hold.amount or posting.amount).minor,
-            "balance_minor": wallet.balance.minor,
-            "held_minor": wallet.held.minor,
-        }
-    )
+def _held(posting: Posting, hold: Hold, wallet: Account) -> dict[str, object]:
+    return {
+        "hold_id": posting.id,
+        "wallet_id": wallet.id,
+        "user_id": wallet.user_id,
+        "currency": wallet.balance.currency,
+        "amount_minor": (hold.amount or posting.amount).minor,
+        "balance_minor": wallet.balance.minor,
+        "held_minor": wallet.held.minor,
+    }
 
 
-def _event(posting: Posting, data: EventData, subject: UUID, sequence: int) -> OutgoingEvent:
-    return OutgoingEvent.of(data, subject=subject, sequence=sequence, actor=str(posting.user_id), trace=posting.trace)
+def _event(
+    posting: Posting, kind: type[EventData], data: Mapping[str, object], subject: UUID, sequence: int
+) -> OutgoingEvent:
+    actor = str(posting.user_id)
+    return OutgoingEvent.unchecked(kind, data, subject=subject, sequence=sequence, actor=actor, trace=posting.trace)

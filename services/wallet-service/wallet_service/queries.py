@@ -81,39 +81,38 @@ async def insert_postings(connection: Asyncpg, outcomes: Sequence[Outcome]) -> i
     )
 
 
-async def insert_entries(connection: Asyncpg, entries: Sequence[Entry], now: datetime) -> None:
-    """Append `entries`; none is older than the last one of its account, whatever the clock did."""
+async def store_accounts(
+    connection: Asyncpg, accounts: Sequence[Account], entries: Sequence[Entry], now: datetime
+) -> None:
+    """Store what became of the accounts, and append their `entries`, none of which is older than the last one of its
+    account, whatever the clock did."""
     await connection.execute(
+        "with changed as ("
+        "  update accounts a set balance_minor = n.balance_minor, held_minor = n.held_minor, version = n.version, "
+        "    status = n.status, "
+        "    last_entry_at = case when n.version = a.version then a.last_entry_at "
+        "                    else greatest(a.last_entry_at, $6) end "
+        "  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) "
+        "    as n (id, balance_minor, held_minor, version, status) "
+        "  where a.id = n.id and a.id = any($1) "  # said twice, or the planner may read all accounts
+        "  returning a.id, a.last_entry_at"
+        ") "
         "insert into entries (account_id, version, posting_id, amount_minor, balance_minor, created_at) "
-        "select e.*, greatest(a.last_entry_at, $6) "
-        "from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bigint[], $5::bigint[]) "
+        "select e.*, changed.last_entry_at "
+        "from unnest($7::uuid[], $8::bigint[], $9::uuid[], $10::bigint[], $11::bigint[]) "
         "  as e (account_id, version, posting_id, amount_minor, balance_minor) "
-        "join accounts a on a.id = e.account_id",
-        [entry.account_id for entry in entries],
-        [entry.version for entry in entries],
-        [entry.posting_id for entry in entries],
-        [entry.amount.minor for entry in entries],
-        [entry.balance.minor for entry in entries],
-        now,
-    )
-
-
-async def update_accounts(connection: Asyncpg, accounts: Sequence[Account], now: datetime) -> None:
-    """Store what became of the accounts; `now` is the time of their newest entry where they have one more."""
-    await connection.execute(
-        "update accounts a set balance_minor = n.balance_minor, held_minor = n.held_minor, version = n.version, "
-        "  status = n.status, "
-        "  last_entry_at = case when n.version = a.version then a.last_entry_at "
-        "                  else greatest(a.last_entry_at, $6) end "
-        "from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) "
-        "  as n (id, balance_minor, held_minor, version, status) "
-        "where a.id = n.id",
+        "join changed on changed.id = e.account_id",
         [account.id for account in accounts],
         [account.balance.minor for account in accounts],
         [account.held.minor for account in accounts],
         [account.version for account in accounts],
         [account.status for account in accounts],
         now,
+        [entry.account_id for entry in entries],
+        [entry.version for entry in entries],
+        [entry.posting_id for entry in entries],
+        [entry.amount.minor for entry in entries],
+        [entry.balance.minor for entry in entries],
     )
 
 

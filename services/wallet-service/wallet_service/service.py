@@ -1,8 +1,9 @@
 """Use cases of wallet-service."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -34,6 +35,8 @@ from wallet_service.domain import (
     WalletStatusError,
 )
 from wallet_service.events import events_of
+
+Result = TypeVar("Result")
 
 MAX_BATCH: Final = 256  # postings in one transaction
 MAX_IN_FLIGHT: Final = 2  # transactions: while one is being committed, the next one is decided
@@ -85,16 +88,25 @@ class Ledger:
             return outcomes
 
     async def _store(self, connection: Asyncpg, book: Book, known_holds: set[UUID], now: datetime) -> None:
-        if entries := book.entries:
-            await queries.insert_entries(connection, entries, now)
         holds = book.changed_holds
         if holds and await queries.store_holds(connection, holds, known_holds) < len(holds):
             raise _decided_meanwhile()
-        if accounts := book.changed_accounts:
-            await queries.update_accounts(connection, accounts, now)
         frozen = [change.frozen.id for _, change in book.changes if change.frozen]
         sequences = await queries.next_event_sequences(connection, frozen) if frozen else {}
-        await outbox.append_batch(connection, events_of(book, sequences))
+        storing = queries.store_accounts(connection, book.changed_accounts, book.entries, now)
+        events = await _meanwhile(storing, lambda: events_of(book, sequences))
+        await outbox.append_batch(connection, events)
+
+
+async def _meanwhile(statement: Coroutine[Any, Any, None], compute: Callable[[], Result]) -> Result:
+    """What `compute` makes while the database is at work on `statement`."""
+    task = asyncio.ensure_future(statement)
+    try:
+        for _ in range(2):  # one turn of the event loop to write the statement, one to send it
+            await asyncio.sleep(0)
+        return compute()
+    finally:
+        await task
 
 
 _ABOUT_HOLDS: Final = frozenset({Action.HOLD, Action.CAPTURE, Action.RELEASE})
@@ -125,6 +137,7 @@ class Wallets:
                 if row.status != "closed":
                     raise WalletExistsError(row.id)
                 row.status, kind = "active", WalletReopened
+                row.merchant = row.merchant or merchant
                 row.event_sequence += 1
             await outbox.append(session, models.outbox, [_event(kind, row, caller)])
         self._relay.wake()

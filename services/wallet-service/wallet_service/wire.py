@@ -74,7 +74,7 @@ def read_units(body: bytes) -> list[Unit | InvalidUnitError]:
     """The units of a batch, each by itself; raises AppError (422) when the batch as a whole is none."""
     try:
         raw = _batch.decode(body).units
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise AppError("batch_invalid", 422, "Is not a batch of postings.") from None
     return [_read(part) for part in raw]
 
