@@ -14,10 +14,11 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	services/wallet-service/requirements.txt \
 	services/transaction-service/requirements.txt \
 	services/payment-gateway/requirements.txt \
-	services/notification-service/requirements.txt
+	services/notification-service/requirements.txt \
+	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reset install test check format lock clean python
+.PHONY: help up down status logs infra demo reconcile reset install test bench check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +41,9 @@ infra: python ## Start PostgreSQL, Valkey, the Kafka-protocol broker and the Mon
 demo: python ## Play the README's sample calls against the running platform
 	@$(BARE) $(EMBEDDED) demo
 
+reconcile: install ## Check that all the money adds up: status 0 if so, 1 if not, 2 if it cannot be said
+	@$(VENV) $(EMBEDDED) reconcile
+
 reset: python ## Stop the platform and remove its data; asks first (FORCE=1 does not)
 	@$(BARE) $(EMBEDDED) reset
 
@@ -48,6 +52,9 @@ install: python ## Make the virtual environment .venv, or bring it up to date
 
 test: install ## Run the tests, on engines of their own (ARGS="-k transfer" runs some)
 	@$(VENV) -m pytest $(ARGS)
+
+bench: install ## Measure the ledger, on a PostgreSQL of its own: docs/benchmarks.md (ARGS=--http: over HTTP)
+	@$(VENV) tests/load/ledger_bench.py $(ARGS)
 
 check: install ## Check format, lint, layers, types and spelling, as CI does
 	@scripts/check

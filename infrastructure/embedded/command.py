@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from infrastructure.embedded import cleaning, workspace
+from infrastructure.embedded import cleaning, reconciling, workspace
 from infrastructure.embedded.demo import Demo
 from infrastructure.embedded.errors import EmbeddedError
 from infrastructure.embedded.install import CHECKOUT, RUN
 from infrastructure.embedded.lifecycle import Platform
-from infrastructure.embedded.services import GATEWAY, SERVICES
+from infrastructure.embedded.services import GATEWAY, RECONCILER, SERVICES
 from infrastructure.embedded.stack import Stack
 
 TAIL_LINES = 20
@@ -39,7 +39,7 @@ def up(platform: Platform) -> None:
     changed = platform.up()
     say("" if changed else "Everything runs already.")
     places = {"API": GATEWAY.url, "Docs": f"{GATEWAY.url}/docs", "Health": f"{GATEWAY.url}/health"}
-    places |= {service.name: f"{service.url}/docs" for service in SERVICES if service is not GATEWAY}
+    places |= {service.name: f"{platform.url(service)}/docs" for service in SERVICES if service is not GATEWAY}
     places |= {"Logs": f"{_relative(RUN / cleaning.LOGS)}/*.log, or make logs"}
     for name, where in places.items():
         say(f"{name:<22}{where}")
@@ -90,8 +90,15 @@ def demo(_: Platform) -> None:
     say("All calls were answered as the README says.")
 
 
+def reconcile(_: Platform) -> None:
+    """Check that all the money adds up; the process becomes the one that does."""
+    variables = reconciling.variables(RUN / cleaning.ENVIRONMENT, os.environ)
+    os.chdir(CHECKOUT / RECONCILER.folder)
+    os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler"], variables)  # noqa: S606
+
+
 COMMANDS: dict[str, Callable[[Platform], None]] = {
-    command.__name__: command for command in (install, up, down, status, logs, infra, demo, reset)
+    command.__name__: command for command in (install, up, down, status, logs, infra, demo, reconcile, reset)
 }
 
 
@@ -107,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen(Platform(CHECKOUT, stack, python=Path(sys.executable), environ=os.environ, report=say))
     except EmbeddedError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except OSError as error:
         print(f"error: The system refused something: {error}.", file=sys.stderr)
         return 1

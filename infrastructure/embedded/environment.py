@@ -39,6 +39,15 @@ def given(engine: str, environ: Mapping[str, str]) -> dict[str, str]:
     return DEFAULTS[engine] | found
 
 
+def read(file: Path) -> dict[str, str]:
+    """What `write` has written to `file`, or nothing where it is not there."""
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)}
+
+
 def write(file: Path, variables: Mapping[str, str]) -> None:
     """Write `variables` to `file`, readable by its owner only, as lines that a shell can source."""
     partial = file.with_suffix(".partial")

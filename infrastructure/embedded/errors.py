@@ -2,4 +2,6 @@
 
 
 class EmbeddedError(Exception):
-    """Something a person has to decide or repair; its text is one sentence that says what."""
+    """Something a person has to decide or repair: one sentence that says what, and the exit status."""
+
+    status = 1

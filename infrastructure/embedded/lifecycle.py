@@ -102,9 +102,14 @@ class Platform:
                 lines.append(_line(name, process, ready=True, where=where))
         for service in self._services:
             process = self._process(service)
-            ready = process is not None and services.is_ready(service.port)
-            lines.append(_line(service.name, process, ready=ready, where=service.url if process else ""))
+            ready = process is not None and services.is_ready(process.port)
+            lines.append(_line(service.name, process, ready=ready, where=self.url(service) if process else ""))
         return lines
+
+    def url(self, service: Service) -> str:
+        """Where a person reaches the service, or would if it ran."""
+        process = self._process(service)
+        return services.url(process.port) if process else service.url
 
     def logs(self) -> list[Path]:
         """The logs there are of what runs; those of installing and migrating are told when something fails."""
@@ -122,7 +127,7 @@ class Platform:
 
     def _check_ports(self) -> None:
         for service in self._services:
-            if self._process(service) is None and not ports.is_free(service.port):
+            if service.port_is_fixed and self._process(service) is None and not ports.is_free(service.port):
                 raise EmbeddedError(
                     f"Port {service.port}, which {service.name} needs, is taken by another program: "
                     f"stop that one first (`lsof -i :{service.port}` names it; another checkout's platform ends "
@@ -163,11 +168,12 @@ class Platform:
                 self._migrate(service, folder, inherited)
             if self._failed.is_set():
                 return
+            port = service.port if service.port_is_fixed else ports.choose([service.port])
             process = processes.start(
-                [str(self._python), "-m", "shared.serve", "--port", str(service.port)],
+                [str(self._python), "-m", "shared.serve", "--port", str(port)],
                 record=self._stack.record(service.name),
                 log=self._stack.log(service.name),
-                port=service.port,
+                port=port,
                 environment=inherited,
                 directory=folder,
                 stop_signals=services.DRAIN,
@@ -196,17 +202,17 @@ class Platform:
     def _await_ready(self, service: Service, process: Process) -> None:
         log = self._stack.log(service.name)
         wait_until(
-            lambda: self._failed.is_set() or not processes.is_running(process) or services.is_ready(service.port),
+            lambda: self._failed.is_set() or not processes.is_running(process) or services.is_ready(process.port),
             self._ready_limit_seconds,
         )
         if self._failed.is_set():
             return
         if not processes.is_running(process):
             raise EmbeddedError(f"{service.name} ended at once: {services.error_in(log)} (all of it in {log}).")
-        if not services.is_ready(service.port):
+        if not services.is_ready(process.port):
             limit = f"{self._ready_limit_seconds:.0f} s"
             raise EmbeddedError(f"{service.name} runs but is not healthy after {limit}: see {log}.")
-        self._report(f"{service.name}: ready on {service.url}")
+        self._report(f"{service.name}: ready on {services.url(process.port)}")
 
     def _stop_services(self, chosen: Sequence[Service]) -> list[str]:
         with ThreadPoolExecutor(len(self._services)) as pool:

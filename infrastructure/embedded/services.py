@@ -1,4 +1,4 @@
-"""The six services: where they are, how they are migrated, started and asked whether they are well."""
+"""The services: where they are, how they are migrated, started and asked whether they are well."""
 
 import hashlib
 import http.client
@@ -25,25 +25,33 @@ ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Failed)\b.*|^FAILED.*", r
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service of the platform."""
+    """One service of the platform. A port that is not fixed is another one where a stranger has it."""
 
     name: str
     folder: str
     port: int
+    port_is_fixed: bool = True
 
     @property
     def url(self) -> str:
-        """Where a person reaches it."""
-        return f"http://localhost:{self.port}"
+        """Where a person reaches it on its own port."""
+        return url(self.port)
+
+
+def url(port: int) -> str:
+    """Where a person reaches what listens on this port."""
+    return f"http://localhost:{port}"
 
 
 GATEWAY = Service("api-gateway", "api-gateway", 8000)
+RECONCILER = Service("reconciler", "reconciler", 8006, port_is_fixed=False)
 SERVICES = (
     Service("user-service", "services/user-service", 8001),
     Service("wallet-service", "services/wallet-service", 8002),
     Service("transaction-service", "services/transaction-service", 8003),
     Service("payment-gateway", "services/payment-gateway", 8004),
     Service("notification-service", "services/notification-service", 8005),
+    RECONCILER,
     GATEWAY,
 )
 

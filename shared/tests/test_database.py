@@ -374,6 +374,7 @@ async def test_two_that_lock_the_same_rows_the_other_way_round_both_end(
     async def append(letter: str, first: int, second: int) -> None:
         async def work() -> None:
             async with database.batch() as connection:
+                await connection.execute("set local lock_timeout = '3s'")  # or it ends before the deadlock is noticed
                 await connection.execute("update notes set text = text || $1 where id = $2", letter, first)
                 holding[first].set()
                 await holding[second].wait()

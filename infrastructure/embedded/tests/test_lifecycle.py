@@ -49,7 +49,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lines: list[str] = []
-        self.services = (
+        self.services: tuple[Service, ...] = (
             Service("wallet-service", "services/wallet-service", ports.choose([])),
             Service("api-gateway", "api-gateway", ports.choose([])),
         )
@@ -174,6 +174,22 @@ def test_a_taken_port_is_named_and_nothing_is_started(world: World) -> None:
 
     assert world.running() == {}
     assert not (world.folder("wallet-service") / "migrations.log").exists()
+
+
+def test_a_service_whose_port_is_not_fixed_goes_elsewhere_when_it_is_taken(world: World) -> None:
+    port = ports.choose([])
+    (world.root / "reconciler").mkdir()
+    world.services = (Service("reconciler", "reconciler", port, port_is_fixed=False),)
+    with socket.create_server(("127.0.0.1", port)):
+        assert world.platform().up()
+
+    chosen = world.running()["reconciler"].port
+    assert chosen != port
+    assert f"reconciler: ready on http://localhost:{chosen}" in world.lines
+    [line] = [line for line in world.platform().status() if line.name == "reconciler"]
+    assert (line.state, line.where) == ("running", f"http://localhost:{chosen}")
+    assert not world.platform().up()
+    assert world.platform().url(world.services[0]) == f"http://localhost:{chosen}"
 
 
 Break = Callable[[World], None]

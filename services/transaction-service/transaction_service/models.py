@@ -50,7 +50,9 @@ class TransactionRow(Base):
             unique=True,
             postgresql_where=sa.text("type in ('payout_return', 'dispute')"),
         ),
-        sa.Index("transactions_ended", "completed_at", postgresql_using="brin"),
+        sa.Index(
+            "transactions_ended", "completed_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}
+        ),
         sa.Index("transactions_open", "next_attempt_at", postgresql_where=sa.text("status = 'pending'")),
     )
 
@@ -88,7 +90,9 @@ class IdempotencyKeyRow(Base):
     __tablename__ = "idempotency_keys"
     __table_args__ = (
         sa.Index("idempotency_keys_transaction", "transaction_id"),
-        sa.Index("idempotency_keys_created", "created_at", postgresql_using="brin"),
+        sa.Index(
+            "idempotency_keys_created", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}
+        ),
     )
 
     user_id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -11,7 +11,7 @@ from shared.testing.servers import in_process
 from shared.testing.tokens import Person
 from wallet_service.app import create_app
 from wallet_service.settings import WalletSettings
-from wallet_service.testing import LedgerClient, OpenWallet, Rows
+from wallet_service.testing import LedgerClient, OpenWallet, Outbox, Rows
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,25 @@ async def rows(sandbox: Sandbox, client: httpx.AsyncClient) -> AsyncIterator[Row
     await connection.close()
 
 
+@pytest.fixture(scope="module")
+async def outbox(rows: Rows) -> Outbox:
+    """What the service tells, from the first test on that asks for it."""
+    outbox = Outbox(rows)
+    await outbox.watch()
+    return outbox
+
+
 @pytest.fixture
-def open_wallet(client: httpx.AsyncClient) -> OpenWallet:
-    async def create(owner: Person, currency: str = "USD") -> str:
+def open_wallet(client: httpx.AsyncClient, ledger: LedgerClient) -> OpenWallet:
+    async def create(owner: Person, currency: str = "USD", minor: int = 0) -> str:
+        """A new wallet with `minor` in it."""
         response = await client.post(
             "/wallets/create", json={"user_id": str(owner.id), "currency": currency}, headers=owner.headers
         )
         assert response.status_code == 201, response.text
         wallet_id: str = response.json()["id"]
+        if minor:
+            await ledger.fund(owner, wallet_id, minor, currency)
         return wallet_id
 
     return create

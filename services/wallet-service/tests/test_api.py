@@ -7,7 +7,9 @@ import pytest
 
 from shared.ids import new_id
 from shared.testing.tokens import Person
-from wallet_service.testing import LedgerClient, OpenWallet, Rows, posting
+from wallet_service.testing import LedgerClient, OpenWallet, Outbox, Rows, posting
+
+OUTSIDE = "external:stripe:USD"
 
 
 async def test_a_new_wallet_is_empty_and_belongs_to_its_owner(client: httpx.AsyncClient) -> None:
@@ -172,3 +174,295 @@ async def test_a_page_out_of_bounds_is_refused(
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+# ------------------------------------------------------------------------------------------------ freeze and close
+
+
+async def told(outbox: Outbox, wallet_id: str) -> list[tuple[int, str]]:
+    return [(event.sequence, event.type) for event in await outbox.of(wallet_id)]
+
+
+async def test_an_admin_freezes_and_unfreezes_a_wallet(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    alice, admin = Person(), Person("admin")
+    wallet_id = await open_wallet(alice)
+    before = (await client.get(f"/wallets/{wallet_id}", headers=alice.headers)).json()
+
+    frozen = await client.post(f"/wallets/{wallet_id}/freeze", headers=admin.headers)
+    seen = await client.get(f"/wallets/{wallet_id}", headers=alice.headers)
+    unfrozen = await client.post(f"/wallets/{wallet_id}/unfreeze", headers=admin.headers)
+
+    assert (frozen.status_code, unfrozen.status_code) == (200, 200)
+    assert frozen.json() == seen.json() == before | {"status": "frozen"}
+    assert unfrozen.json() == before
+    events = await outbox.of(wallet_id)
+    assert [(event.sequence, event.type) for event in events] == [
+        (1, "wallets.created.v1"),
+        (2, "wallets.frozen.v1"),
+        (3, "wallets.unfrozen.v1"),
+    ]
+    for event in events[1:]:
+        assert event.actor == str(admin.id)
+        assert event.data == {"wallet_id": wallet_id, "user_id": str(alice.id), "currency": "USD"}
+
+
+async def test_a_frozen_wallet_receives_and_does_not_pay(
+    client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet
+) -> None:
+    alice, bob, admin = Person(), Person(), Person("admin")
+    mine, theirs = await open_wallet(alice, minor=100), await open_wallet(bob, minor=100)
+    await client.post(f"/wallets/{mine}/freeze", headers=admin.headers)
+
+    outcomes = await ledger.send(
+        posting(bob, theirs, mine, 30),
+        posting(alice, OUTSIDE, mine, 5),
+        posting(alice, mine, theirs, 1),
+        posting(alice, mine, OUTSIDE, 1, action="hold"),
+    )
+    balance = (await client.get(f"/wallets/{mine}/balance", headers=alice.headers)).json()["balance"]
+    await client.post(f"/wallets/{mine}/unfreeze", headers=admin.headers)
+    [paid] = await ledger.send(posting(alice, mine, theirs, 135))
+
+    assert [outcome["code"] for outcome in outcomes] == [None, None, "frozen", "frozen"]
+    assert balance == "1.35"
+    assert paid["status"] == "applied"
+
+
+@pytest.mark.parametrize(
+    ("verbs", "last_event"),
+    [
+        (["freeze", "freeze"], (2, "wallets.frozen.v1")),
+        (["unfreeze"], (1, "wallets.created.v1")),
+        (["freeze", "unfreeze", "unfreeze"], (3, "wallets.unfrozen.v1")),
+        (["close", "close"], (2, "wallets.closed.v1")),
+    ],
+    ids=["freeze", "unfreeze-active", "unfreeze", "close"],
+)
+async def test_asking_again_changes_nothing_and_tells_nothing(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox, verbs: list[str], last_event: tuple[int, str]
+) -> None:
+    wallet_id = await open_wallet(Person())
+
+    responses = [await client.post(f"/wallets/{wallet_id}/{verb}", headers=Person("admin").headers) for verb in verbs]
+
+    assert [response.status_code for response in responses] == [200] * len(verbs)
+    assert (await told(outbox, wallet_id))[-1] == last_event
+    assert responses[-1].json() == responses[max(0, len(verbs) - 2)].json() or len(verbs) == 1
+
+
+async def test_of_many_who_freeze_at_once_one_does(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    wallet_id = await open_wallet(Person())
+    admin = Person("admin")
+
+    responses = await asyncio.gather(
+        *(client.post(f"/wallets/{wallet_id}/freeze", headers=admin.headers) for _ in range(10))
+    )
+
+    assert {(response.status_code, response.json()["status"]) for response in responses} == {(200, "frozen")}
+    assert await told(outbox, wallet_id) == [(1, "wallets.created.v1"), (2, "wallets.frozen.v1")]
+
+
+@pytest.mark.parametrize("role", ["user", "merchant"])
+@pytest.mark.parametrize("verb", ["freeze", "unfreeze"])
+async def test_only_an_admin_freezes_and_unfreezes(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox, rows: Rows, verb: str, role: str
+) -> None:
+    owner = Person(role)
+    wallet_id = await open_wallet(owner)
+    if verb == "unfreeze":
+        await client.post(f"/wallets/{wallet_id}/freeze", headers=Person("admin").headers)
+    before = await told(outbox, wallet_id), await rows("select * from accounts where id = $1::uuid", wallet_id)
+
+    response = await client.post(f"/wallets/{wallet_id}/{verb}", headers=owner.headers)
+
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+    assert (
+        await told(outbox, wallet_id),
+        await rows("select * from accounts where id = $1::uuid", wallet_id),
+    ) == before
+
+
+@pytest.mark.parametrize("verb", ["freeze", "unfreeze", "close"])
+async def test_a_strangers_order_is_answered_as_for_a_wallet_that_is_not_there(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox, verb: str
+) -> None:
+    theirs, stranger, admin = await open_wallet(Person()), Person(), Person("admin")
+
+    foreign = await client.post(f"/wallets/{theirs}/{verb}", headers=stranger.headers)
+    missing = await client.post(f"/wallets/{new_id()}/{verb}", headers=stranger.headers)
+    missing_for_admin = await client.post(f"/wallets/{new_id()}/{verb}", headers=admin.headers)
+    anonymous = await client.post(f"/wallets/{theirs}/{verb}")
+
+    assert foreign.status_code == missing.status_code == missing_for_admin.status_code == 404
+    assert _told(foreign) == _told(missing) == _told(missing_for_admin)
+    assert anonymous.status_code == 401
+    assert await told(outbox, theirs) == [(1, "wallets.created.v1")]
+
+
+@pytest.mark.parametrize("verb", ["freeze", "unfreeze", "close"])
+async def test_nobody_freezes_or_closes_a_system_account(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, rows: Rows, verb: str
+) -> None:
+    await open_wallet(Person(), minor=100)
+    [(system_id,)] = await rows("select id from accounts where name = $1", OUTSIDE)
+
+    response = await client.post(f"/wallets/{system_id}/{verb}", headers=Person("admin").headers)
+
+    assert response.status_code == 404
+    assert await rows("select status from accounts where id = $1", system_id) == [("active",)]
+
+
+@pytest.mark.parametrize("who", ["owner", "admin"])
+async def test_an_empty_wallet_is_closed_takes_no_money_and_opens_again(
+    client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet, outbox: Outbox, who: str
+) -> None:
+    alice, bob = Person(), Person()
+    caller = alice if who == "owner" else Person("admin")
+    wallet_id, theirs = await open_wallet(alice), await open_wallet(bob, minor=100)
+    await ledger.send(posting(bob, theirs, wallet_id, 40))
+    await ledger.send(posting(alice, wallet_id, theirs, 40))
+
+    closed = await client.post(f"/wallets/{wallet_id}/close", headers=caller.headers)
+    outcomes = await ledger.send(posting(bob, theirs, wallet_id, 1), posting(alice, OUTSIDE, wallet_id, 1))
+    again = await client.post(
+        "/wallets/create", json={"user_id": str(alice.id), "currency": "USD"}, headers=caller.headers
+    )
+    [paid] = await ledger.send(posting(bob, theirs, wallet_id, 1))
+
+    assert (closed.status_code, closed.json()["status"]) == (200, "closed")
+    assert [outcome["code"] for outcome in outcomes] == ["closed", "closed"]
+    assert (again.status_code, again.json()) == (201, closed.json() | {"status": "active"})
+    assert paid["status"] == "applied"
+    assert await told(outbox, wallet_id) == [
+        (1, "wallets.created.v1"),
+        (2, "wallets.closed.v1"),
+        (3, "wallets.reopened.v1"),
+    ]
+    assert [event.actor for event in await outbox.of(wallet_id)][1:] == [str(caller.id)] * 2
+
+
+async def test_of_many_who_reopen_a_wallet_at_once_one_does(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    await client.post(f"/wallets/{wallet_id}/close", headers=alice.headers)
+    body = {"user_id": str(alice.id), "currency": "USD"}
+
+    responses = await asyncio.gather(
+        *(client.post("/wallets/create", json=body, headers=alice.headers) for _ in range(10))
+    )
+
+    assert sorted(response.status_code for response in responses) == [201] + [409] * 9
+    assert len(await told(outbox, wallet_id)) == 3
+
+
+@pytest.mark.parametrize(
+    ("held", "balance"), [(0, "1.00"), (60, "1.00"), (100, "1.00")], ids=["free", "held-in-part", "all-held"]
+)
+async def test_a_wallet_with_money_is_not_closed(
+    client: httpx.AsyncClient,
+    ledger: LedgerClient,
+    open_wallet: OpenWallet,
+    outbox: Outbox,
+    rows: Rows,
+    held: int,
+    balance: str,
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice, minor=100)
+    if held:
+        await ledger.send(posting(alice, wallet_id, OUTSIDE, held, action="hold"))
+
+    response = await client.post(f"/wallets/{wallet_id}/close", headers=alice.headers)
+
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (409, "wallet_not_empty")
+    assert (problem["balance"], problem["currency"]) == (balance, "USD")
+    assert await rows("select status, held_minor from accounts where id = $1::uuid", wallet_id) == [("active", held)]
+    assert await told(outbox, wallet_id) == [(1, "wallets.created.v1")]
+
+
+async def test_a_frozen_wallet_is_not_closed_even_by_an_admin(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    alice, admin = Person(), Person("admin")
+    wallet_id = await open_wallet(alice)
+    await client.post(f"/wallets/{wallet_id}/freeze", headers=admin.headers)
+
+    responses = [
+        await client.post(f"/wallets/{wallet_id}/close", headers=person.headers) for person in (alice, admin)
+    ]
+
+    assert [(response.status_code, response.json()["code"]) for response in responses] == [(409, "wallet_frozen")] * 2
+    assert len(await told(outbox, wallet_id)) == 2
+
+
+@pytest.mark.parametrize("verb", ["freeze", "unfreeze"])
+async def test_a_closed_wallet_is_neither_frozen_nor_unfrozen(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox, verb: str
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    await client.post(f"/wallets/{wallet_id}/close", headers=alice.headers)
+
+    response = await client.post(f"/wallets/{wallet_id}/{verb}", headers=Person("admin").headers)
+
+    assert (response.status_code, response.json()["code"]) == (409, "wallet_closed")
+    assert len(await told(outbox, wallet_id)) == 2
+
+
+async def test_a_frozen_wallet_is_not_opened_again_by_asking_for_one(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice)
+    await client.post(f"/wallets/{wallet_id}/freeze", headers=Person("admin").headers)
+
+    response = await client.post(
+        "/wallets/create", json={"user_id": str(alice.id), "currency": "USD"}, headers=alice.headers
+    )
+
+    assert (response.status_code, response.json()["code"]) == (409, "wallet_exists")
+    seen = (await client.get(f"/wallets/{wallet_id}", headers=alice.headers)).json()
+    assert seen["status"] == "frozen"
+    assert len(await told(outbox, wallet_id)) == 2
+
+
+async def test_a_wallet_that_is_closed_while_money_arrives_is_empty_or_open(
+    client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
+) -> None:
+    bob = Person()
+    source = await open_wallet(bob, minor=1_000)
+    owners = [Person() for _ in range(12)]
+    wallets = [await open_wallet(owner) for owner in owners]
+
+    await asyncio.gather(
+        *(ledger.send(posting(bob, source, wallet_id, 1)) for wallet_id in wallets),
+        *(
+            client.post(f"/wallets/{wallet_id}/close", headers=owner.headers)
+            for owner, wallet_id in zip(owners, wallets, strict=True)
+        ),
+    )
+
+    found = await rows("select status, balance_minor from accounts where id = any($1::uuid[])", wallets)
+    assert set(found) <= {("closed", 0), ("active", 1)}
+
+
+async def test_what_is_held_is_shown_and_not_available(
+    client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet
+) -> None:
+    alice = Person()
+    wallet_id = await open_wallet(alice, minor=1_000)
+    await ledger.send(posting(alice, wallet_id, OUTSIDE, 400, action="hold"))
+
+    balance = (await client.get(f"/wallets/{wallet_id}/balance", headers=alice.headers)).json()
+    wallet = (await client.get(f"/wallets/{wallet_id}", headers=alice.headers)).json()
+
+    amounts = {"balance": "10.00", "held": "4.00", "available": "6.00"}
+    assert balance == {"wallet_id": wallet_id, "currency": "USD"} | amounts
+    assert {name: wallet[name] for name in amounts} == amounts

@@ -275,8 +275,6 @@ def move(posting: Posting, source: Account | None, target: Account | None, fees:
     if source is None or target is None:
         raise RefusedError(Refusal.WALLET_NOT_FOUND)
     _check_owner(posting, source if source.user_id is not None else target)
-    if source.id == target.id:
-        raise RefusedError(Refusal.SAME_WALLET)
     if source.status == "closed" or target.status == "closed":
         raise RefusedError(Refusal.CLOSED)
     if source.status == "frozen":
@@ -317,6 +315,8 @@ def capture(posting: Posting, held: Hold | None, source: Account | None, target:
         raise RefusedError(Refusal.HOLD_NOT_OPEN)
     if (held.account_id, held.amount) != (source.id, posting.amount):
         raise RefusedError(Refusal.HOLD_NOT_OPEN)
+    _check_outside(target)
+    _check_currency(posting, target)
     source = replace(source, held=source.held - posting.amount)
     change = _entries(posting, (source, -posting.amount), (target, posting.amount))
     return change._replace(hold=replace(held, status=HoldStatus.CAPTURED))
@@ -341,6 +341,7 @@ def give_back(posting: Posting, source: Account | None, target: Account | None, 
     if source is None or target is None or suspense is None:
         raise RefusedError(Refusal.WALLET_NOT_FOUND)
     _check_owner(posting, target)
+    _check_outside(source)
     _check_currency(posting, source, target)
     full = target.balance.minor + posting.amount.minor > MAX_MINOR
     target = suspense if full or target.status == "closed" else target
@@ -352,6 +353,7 @@ def dispute(posting: Posting, source: Account | None, target: Account | None, re
     if source is None or target is None or receivable is None:
         raise RefusedError(Refusal.WALLET_NOT_FOUND)
     _check_owner(posting, source)
+    _check_outside(target)
     _check_currency(posting, source, target)
     taken = min(source.available, posting.amount)
     owed = posting.amount - taken
@@ -369,6 +371,12 @@ def _check_owner(posting: Posting, account: Account) -> None:
         raise RefusedError(Refusal.NOT_OWNER)
 
 
+def _check_outside(account: Account) -> None:
+    """What comes from or goes to a provider never touches somebody else's wallet."""
+    if account.user_id is not None:
+        raise RefusedError(Refusal.NOT_OWNER)
+
+
 def _check_currency(posting: Posting, *accounts: Account) -> None:
     for account in accounts:
         if account.balance.currency != posting.amount.currency:
@@ -378,6 +386,8 @@ def _check_currency(posting: Posting, *accounts: Account) -> None:
 def _entries(posting: Posting, *moves: tuple[Account, Money]) -> Change:
     """Each account with its signed amount; the amounts of a posting always sum to zero."""
     accounts = tuple([account.plus(amount) for account, amount in moves])
+    if len({account.id for account in accounts}) < len(accounts):
+        raise RefusedError(Refusal.SAME_WALLET)
     entries = []
     for (_, amount), account in zip(moves, accounts, strict=True):
         if not account.within_limits:

@@ -48,7 +48,9 @@ class PostingRow(Base):
     """What was decided about a transaction, once and for all; applied when `refusal` is null."""
 
     __tablename__ = "postings"
-    __table_args__ = (sa.Index("postings_created", "created_at", postgresql_using="brin"),)
+    __table_args__ = (
+        sa.Index("postings_created", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     refusal: Mapped[str | None] = mapped_column(sa.Text)
@@ -93,7 +95,7 @@ class EntryRow(Base):
         sa.CheckConstraint("amount_minor <> 0", name="entries_amount"),
         sa.CheckConstraint("version > 0", name="entries_version"),
         sa.Index("entries_posting", "posting_id"),
-        sa.Index("entries_created", "created_at", postgresql_using="brin"),
+        sa.Index("entries_created", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
     account_id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -44,8 +44,20 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("type in ('payout_return', 'dispute')"),
     )
-    op.create_index("transactions_ended", "transactions", ["completed_at"], postgresql_using="brin")
-    op.create_index("idempotency_keys_created", "idempotency_keys", ["created_at"], postgresql_using="brin")
+    op.create_index(
+        "transactions_ended",
+        "transactions",
+        ["completed_at"],
+        postgresql_using="brin",
+        postgresql_with={"autosummarize": "on"},
+    )
+    op.create_index(
+        "idempotency_keys_created",
+        "idempotency_keys",
+        ["created_at"],
+        postgresql_using="brin",
+        postgresql_with={"autosummarize": "on"},
+    )
     op.create_table(
         "inbox",
         sa.Column("event_id", sa.Uuid, primary_key=True),

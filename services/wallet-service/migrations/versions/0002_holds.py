@@ -58,7 +58,13 @@ def upgrade() -> None:
     op.add_column("accounts", sa.Column("merchant", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("accounts", sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default="1"))
     for table in ("entries", "postings"):
-        op.create_index(f"{table}_created", table, ["created_at"], postgresql_using="brin")
+        op.create_index(
+            f"{table}_created",
+            table,
+            ["created_at"],
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        )
     op.execute("grant select, insert, update on holds to wallet_service")
     op.execute("grant usage on schema wallets to reconciler")
     op.execute("grant select on accounts, postings, entries, holds, outbox to reconciler")

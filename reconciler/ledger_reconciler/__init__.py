@@ -1,0 +1,1 @@
+"""Watches the money: reads what the services have written, and says where it does not add up."""
