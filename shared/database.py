@@ -198,9 +198,9 @@ async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
         except CommitUnknownError as error:
             unknown = error
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            if attempt == MAX_ATTEMPTS:
+            if attempt == MAX_ATTEMPTS and unknown is None:
                 raise
-        except OSError as error:
+        except (OSError, LockTimeoutError) as error:
             if unknown is None:
                 raise
             _log.warning("the outcome of a commit is still unknown: %s", error)
@@ -221,8 +221,10 @@ async def require_current_schema(settings: DatabaseSettings, folder: Path) -> No
     def compare(connection: Connection) -> None:
         options = {"version_table_schema": settings.schema_name}
         found = MigrationContext.configure(connection, opts=options).get_current_heads()
-        wanted = ScriptDirectory.from_config(_alembic_config(folder)).get_heads()
-        if set(found) != set(wanted):
+        scripts = ScriptDirectory.from_config(_alembic_config(folder))
+        known = {script.revision for script in scripts.walk_revisions()}
+        # A revision that is not known here is a later one: schemas grow before the code that needs it comes.
+        if not found or (set(found) != set(scripts.get_heads()) and set(found) <= known):
             raise SettingsError(
                 f"The schema {settings.schema_name} is not at this code's revision; "
                 f"run `alembic upgrade head` in {folder.name} first."

@@ -505,7 +505,7 @@ select i.id::text as subject, case
     when r.refunds > o.amount_minor
         then format('transaction %s is of %s, but its refunds are of %s (%s)', i.id, o.amount_minor, r.refunds,
             o.currency)
-    when o.refunded_minor not between coalesce(r.refunds, 0) and coalesce(r.refunds, 0) + coalesce(r.disputes, 0)
+    when o.refunded_minor <> least(o.amount_minor, coalesce(r.refunds, 0) + coalesce(r.disputes, 0))
         then format('transaction %s says %s given back, its refunds %s, its dispute %s (%s)', i.id, o.refunded_minor,
             coalesce(r.refunds, 0), coalesce(r.disputes, 0), o.currency)
     end as told

@@ -64,13 +64,21 @@ async def lock_payment(session: AsyncSession, payment_id: UUID) -> PaymentRow:
 
 async def given_back_minor(session: AsyncSession, transaction_id: UUID) -> int:
     """The sum of the refunds of this transaction's charge, without those that were declined."""
-    own = sa.and_(PaymentRow.transaction_id == transaction_id, PaymentRow.original_id.is_(None))
     statement = sa.select(sa.func.coalesce(sa.func.sum(PaymentRow.amount_minor), 0)).where(
-        PaymentRow.kind == Kind.REFUND,
-        PaymentRow.status != Status.DECLINED,
-        sa.or_(PaymentRow.original_id == transaction_id, own),
+        _refunds_of(transaction_id), PaymentRow.status != Status.DECLINED
     )
     return int((await session.scalars(statement)).one())
+
+
+async def has_pending_refund(session: AsyncSession, transaction_id: UUID) -> bool:
+    """Whether it is not known yet what becomes of a refund of this transaction's charge."""
+    statement = sa.select(sa.exists().where(_refunds_of(transaction_id), PaymentRow.status == Status.PENDING))
+    return bool((await session.scalars(statement)).one())
+
+
+def _refunds_of(transaction_id: UUID) -> sa.ColumnElement[bool]:
+    own = sa.and_(PaymentRow.transaction_id == transaction_id, PaymentRow.original_id.is_(None))
+    return sa.and_(PaymentRow.kind == Kind.REFUND, sa.or_(PaymentRow.original_id == transaction_id, own))
 
 
 async def settle(session: AsyncSession, payment_id: UUID, answer: Answer) -> PaymentRow:

@@ -179,10 +179,15 @@ class Payments:
             row = await self._settle(session, row.id, answer)
         if row.status != answer.status:
             return row
+        expects_more = answer.expects_more
         if answer.reversal and row.reversal is None:
-            row = await self._reverse(session, row, answer.reversal)
-        if answer.expects_more or row.next_check_at is not None:
-            row = await queries.plan_check(session, row.id, expected=answer.expects_more)
+            # Whether a refund that is under way succeeds decides how much a dispute takes.
+            if await queries.has_pending_refund(session, row.transaction_id):
+                expects_more = True
+            else:
+                row = await self._reverse(session, row, answer.reversal)
+        if expects_more or row.next_check_at is not None:
+            row = await queries.plan_check(session, row.id, expected=expects_more)
         return row
 
     async def _settle(self, session: AsyncSession, payment_id: UUID, answer: Answer) -> PaymentRow:

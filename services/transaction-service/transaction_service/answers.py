@@ -13,7 +13,7 @@ from shared.errors import AppError
 from shared.events import TransactionCompleted, TransactionEvent, TransactionFailed, TransactionPending
 from shared.http.problems import MEDIA_TYPE, problem_body
 from shared.http.wire import AmountOut, UtcTime
-from transaction_service.domain import CANCELLED, Status, Transaction, Type
+from transaction_service.domain import CANCELLED, ORIGINAL_FAILED, Status, Transaction, Type
 
 # In the order in which people get to know them.
 TransactionType = Literal["deposit", "withdrawal", "transfer", "payment", "refund", "payout_return", "dispute"]
@@ -63,6 +63,7 @@ class Answer:
 
 _REFUSALS: Final = {
     CANCELLED: (402, "It was cancelled."),
+    ORIGINAL_FAILED: (402, "What it would undo has failed."),
     "same_wallet": (422, "A wallet cannot pay itself."),
     "not_a_merchant": (422, "The wallet is not a merchant's."),
     "wallet_not_found": (404, "There is no such wallet."),

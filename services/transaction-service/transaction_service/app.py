@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from shared.auth import ServiceTokens, UserTokens
+from shared.background import running
 from shared.consumer import Consumer
 from shared.database import Database
 from shared.http.app import create_api, health_router
@@ -18,6 +19,7 @@ from shared.outbox import Relay, publishing
 from shared.settings import load
 from transaction_service.api import transactions_router
 from transaction_service.clients import PaymentClient, WalletClient
+from transaction_service.domain import INSIDE, OUTSIDE
 from transaction_service.journal import Journal
 from transaction_service.service import Transactions
 from transaction_service.settings import TransactionSettings
@@ -47,17 +49,16 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         async with (
             wallets,
             payments,
-            publishing(
-                settings,
-                FOLDER,
-                database,
-                relay,
-                lambda: sweep(transactions),
+            publishing(settings, FOLDER, database, relay),
+        ):
+            # A slow provider keeps a sweeper busy: what stays inside has one of its own.
+            async with running(
+                lambda: sweep(transactions, INSIDE),
+                lambda: sweep(transactions, OUTSIDE),
                 lambda: forget(journal),
                 consumer.run,
-            ),
-        ):
-            yield
+            ):
+                yield
             await transactions.drain()
             await ledger.close()
             await journal.finish()

@@ -120,15 +120,22 @@ class PaymentClient:
             return {}
         try:
             answer = await self._client.post("/internal/orders", {"orders": orders})
-        except ServiceCallError as error:
-            _log.warning("outcome of %s orders unknown: %s", len(orders), error)
+            return {
+                UUID(outcome["transaction_id"]): OrderOutcome(
+                    outcome["kind"], outcome["status"], outcome["provider"], outcome["code"]
+                )
+                for outcome in answer["outcomes"]
+            }
+        except ServiceRefusedError as error:
+            if len(orders) == 1:
+                _log.error("payment-gateway cannot read an order of transaction %s", orders[0]["transaction_id"])
+                return {}
+            _log.warning("%s orders are sent again in halves: %s", len(orders), error)
+            half = len(orders) // 2
+            return await self._order(orders[:half]) | await self._order(orders[half:])
+        except (ServiceCallError, LookupError, TypeError, ValueError) as error:  # none, or not to what was asked
+            _log.warning("outcome of %s orders unknown: %s: %s", len(orders), type(error).__name__, error)
             return {}
-        return {
-            UUID(outcome["transaction_id"]): OrderOutcome(
-                outcome["kind"], outcome["status"], outcome["provider"], outcome["code"]
-            )
-            for outcome in answer["outcomes"]
-        }
 
 
 _KINDS: Final = {Type.DEPOSIT: "charge", Type.WITHDRAWAL: "payout", Type.REFUND: "refund"}
@@ -167,5 +174,7 @@ def _ledger_outcome(unit: Any) -> LedgerOutcome | Exception:
     if not isinstance(unit, list):
         return LedgerTroubleError(f"{unit['status']}: {unit['detail']}")
     [outcome] = unit
+    if (outcome["status"] == "applied") != (outcome["code"] is None):
+        return LedgerTroubleError(f"{outcome['status']} with the code {outcome['code']}")
     payee = outcome["target_user_id"]
     return LedgerOutcome(outcome["code"], outcome["available_minor"], UUID(payee) if payee else None)

@@ -35,6 +35,11 @@ class Status(StrEnum):
 
 
 CANCELLED: Final = "cancelled"  # the failure code of what was stopped at its owner's wish
+ORIGINAL_FAILED: Final = "original_failed"  # that of a reversal of what never was
+
+# Where a provider answers, carrying a transaction out may take long.
+OUTSIDE: Final = frozenset({Type.DEPOSIT, Type.WITHDRAWAL, Type.REFUND})
+INSIDE: Final = frozenset(Type) - OUTSIDE
 
 _RECEIVED: Final = frozenset({Type.TRANSFER, Type.PAYMENT})
 _CANCELLABLE: Final = frozenset({Type.DEPOSIT, Type.WITHDRAWAL})
@@ -223,9 +228,9 @@ _FAILURES: Final = {
 }
 
 
-def failure_of_refusal(code: str) -> str:
-    """The failure code of a transaction that the ledger refused with `code`."""
-    return _FAILURES[code]
+def failure_of_refusal(code: str) -> str | None:
+    """The failure code of a transaction that the ledger refused with `code`; None for one that is not a no here."""
+    return _FAILURES.get(code)
 
 
 class IdempotencyKeyReusedError(AppError):

@@ -1,7 +1,7 @@
 """The journal: what people asked for, what became of it, and what they were told, each in one commit."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -76,45 +76,50 @@ class Journal:
         """Leave the transactions to the sweeper: unknown is not failed. As they are afterwards, by id."""
         return _changed(await self._batcher.submit(transactions))
 
-    async def claim_due(self) -> list[Transaction]:
-        """Open transactions that nobody works on, leased to the caller."""
+    async def claim_due(self, types: Collection[Type]) -> list[Transaction]:
+        """Open transactions of these types that nobody works on, leased to the caller."""
         async with self._database.batch() as connection:
-            return await queries.claim_due(connection, SWEEP_LIMIT, LEASE_SECONDS)
+            return await queries.claim_due(connection, types, SWEEP_LIMIT, LEASE_SECONDS)
 
     async def request_cancel(self, transaction_id: UUID) -> Transaction | None:
         """Note that its owner wants it stopped; None when it is no longer pending."""
         async with self._database.batch() as connection:
             return await queries.request_cancel(connection, transaction_id, LEASE_SECONDS)
 
-    async def are_completed(self, transaction_ids: Sequence[UUID]) -> set[UUID]:
-        """Those of the transactions that are completed."""
+    async def statuses(self, transaction_ids: Sequence[UUID]) -> dict[UUID, Status]:
+        """How the transactions stand."""
         async with self._database.batch() as connection:
             found = await queries.by_ids(connection, transaction_ids)
-        return {id_ for id_, transaction in found.items() if transaction.status is Status.COMPLETED}
+        return {id_: transaction.status for id_, transaction in found.items()}
 
     async def forget_old_keys(self) -> None:
-        """Delete some of the idempotency keys that have been kept for long enough."""
-        async with self._database.batch() as connection:
-            await queries.delete_old_keys(connection, KEY_DAYS, KEYS_AT_A_TIME)
+        """Delete the idempotency keys that have been kept for long enough, some at a time."""
+        deleted = KEYS_AT_A_TIME
+        while deleted == KEYS_AT_A_TIME:
+            async with self._database.batch() as connection:
+                deleted = await queries.delete_old_keys(connection, KEY_DAYS, KEYS_AT_A_TIME)
 
     async def note(self, event_id: UUID, news: UUID | Reversal) -> None:
         """A provider has settled the transaction with this id, which is taken up at once, or has undone one. Once."""
-        async with self._database.batch() as connection:
-            if not await queries.first_time(connection, event_id):
-                return
-            if isinstance(news, Reversal):
-                await queries.insert_reversal(connection, news, new_id())
-            else:
-                await queries.wake(connection, news)
+        transaction_id = new_id()
+
+        async def write() -> None:
+            async with self._database.batch() as connection:
+                if not await queries.first_time(connection, event_id):
+                    return
+                if isinstance(news, Reversal):
+                    await queries.insert_reversal(connection, news, transaction_id)
+                else:
+                    await queries.wake(connection, news)
+
+        await with_retries(write)
 
     async def finish(self) -> None:
         """Write what was handed in; nothing more is taken."""
         await self._batcher.close()
 
     async def _write(self, entries: Sequence[_Entry]) -> list[_Written]:
-        written = await with_retries(lambda: self._write_once(entries))
-        self._relay.wake()
-        return written
+        return await with_retries(lambda: self._write_once(entries))
 
     async def _write_once(self, entries: Sequence[_Entry]) -> list[_Written]:
         """One transaction with a fixed number of statements; locks in the order keys, then transactions by id.
@@ -134,8 +139,11 @@ class Journal:
             changed = await _close(connection, decisions) if decisions else {}
             begun = await _wait(connection, waiting) if waiting else {}
             await outbox.append_batch(connection, [_event(transaction) for transaction in (changed | begun).values()])
+            told = bool(changed or begun)
             if waiting:
                 changed |= _traced(await queries.by_ids(connection, [t.id for t in waiting]), waiting)
+        if told:
+            self._relay.wake()
         return [
             opened[entry.id]
             if isinstance(entry, _Open)
@@ -240,12 +248,13 @@ async def _close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUI
     await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
     if freed := list(answers.keys() - kept):
         await queries.free_keys(connection, freed)
-    given_back: dict[UUID, int] = defaultdict(int)
-    for transaction in closed.values():
-        if transaction.type is Type.REFUND and transaction.status is Status.FAILED and transaction.original_id:
-            given_back[transaction.original_id] -= transaction.amount.minor
+    given_back = {
+        transaction.original_id
+        for transaction in closed.values()
+        if transaction.type is Type.REFUND and transaction.status is Status.FAILED and transaction.original_id
+    }
     if given_back:
-        await queries.add_refunded(connection, given_back)
+        await queries.recount_refunded(connection, given_back)
     return closed
 
 

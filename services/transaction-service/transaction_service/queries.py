@@ -142,12 +142,26 @@ async def insert_reversal(connection: Asyncpg, reversal: Reversal, transaction_i
 
 
 async def add_refunded(connection: Asyncpg, deltas: Mapping[UUID, int]) -> None:
-    """Reserve so many minor units of the transactions for refunds, or give them back."""
+    """Reserve so many minor units of the transactions for refunds."""
     await connection.execute(
         "update transactions t set refunded_minor = t.refunded_minor + d.delta_minor "
         "from unnest($1::uuid[], $2::bigint[]) as d (id, delta_minor) where t.id = d.id",
         list(deltas),
         list(deltas.values()),
+    )
+
+
+async def recount_refunded(connection: Asyncpg, transaction_ids: Collection[UUID]) -> None:
+    """Let go of what failed refunds had reserved of the transactions, which are locked.
+
+    Counted anew: a dispute may have taken what was reserved, and keeps it.
+    """
+    await connection.execute(
+        "update transactions o set refunded_minor = least(o.amount_minor, ("
+        "  select coalesce(sum(r.amount_minor), 0) from transactions r where r.original_id = o.id "
+        "  and (r.type = 'dispute' or (r.type = 'refund' and r.status <> 'failed')))) "
+        "where o.id = any($1)",
+        list(transaction_ids),
     )
 
 
@@ -201,15 +215,19 @@ async def delete_old_keys(connection: Asyncpg, days: int, limit: int) -> int:
     return int(status.rpartition(" ")[2])
 
 
-async def claim_due(connection: Asyncpg, limit: int, lease_seconds: float) -> list[Transaction]:
-    """At most `limit` open transactions whose time has come, leased to the caller."""
+async def claim_due(
+    connection: Asyncpg, types: Collection[Type], limit: int, lease_seconds: float
+) -> list[Transaction]:
+    """At most `limit` open transactions of these types whose time has come, leased to the caller."""
     rows = await connection.fetch(
+        "with due as materialized ("
+        "  select id from transactions where status = 'pending' and next_attempt_at <= now() and type = any($3) "
+        "  order by next_attempt_at limit $1 for no key update skip locked) "
         "update transactions t set attempts = t.attempts + 1, next_attempt_at = now() + make_interval(secs => $2) "
-        "from (select id from transactions where status = 'pending' and next_attempt_at <= now() "
-        "      order by next_attempt_at limit $1 for no key update skip locked) due "
-        f"where t.id = due.id returning {_RETURNED}",
+        f"from due where t.id = due.id returning {_RETURNED}",
         limit,
         lease_seconds,
+        list(types),
     )
     return [_transaction(row) for row in rows]
 
@@ -240,7 +258,7 @@ async def begin_waiting(connection: Asyncpg, transaction_ids: Collection[UUID]) 
     await connection.execute(
         "update transactions set next_attempt_at = now() "
         "  + make_interval(secs => least(60, power(2, least(attempts, 6))) * (0.5 + random() / 2)) "
-        "where id = any($1) and status = 'pending'",
+        "where id = any($1) and status = 'pending' and next_attempt_at > now()",  # unless news has come meanwhile
         list(transaction_ids),
     )
     rows = await connection.fetch(

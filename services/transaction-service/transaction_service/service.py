@@ -1,8 +1,9 @@
 """Use cases of transaction-service."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
@@ -18,7 +19,9 @@ from transaction_service import queries
 from transaction_service.answers import Answer, answer
 from transaction_service.domain import (
     CANCELLED,
+    ORIGINAL_FAILED,
     Command,
+    Decision,
     Filters,
     NotCancellableError,
     Reversal,
@@ -111,9 +114,9 @@ class Transactions:
             raise NotCancellableError("It is done already.")
         return ended
 
-    async def resume_due(self) -> int:
-        """Take up what a crash or an outage left open; how many there were."""
-        due = await self._journal.claim_due()
+    async def resume_due(self, types: Collection[Type]) -> int:
+        """Take up what a crash or an outage left open of these types; how many there were."""
+        due = await self._journal.claim_due(types)
         if due:
             await self._carry_out(due)
         return len(due)
@@ -166,26 +169,40 @@ class Transactions:
         try:
             async with asyncio.timeout(max(0.0, seconds_left() - ANSWER_SECONDS)):
                 return await asyncio.shield(task)
-        except TimeoutError:  # it runs on, and the caller hears that it is pending while there is somebody to hear it
+        except TimeoutError:  # it runs on, and the caller hears 202 while there is somebody to hear it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_SECONDS / 2):
+                    return await self._journal.wait(transactions)
             return {}
 
     async def _carry_out(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Every step of the transactions, and what they are afterwards; what has no outcome waits."""
         try:
-            decisions = await self._steps.carry_out(await self._ready(transactions))
+            ready, decisions = await self._after_their_originals(transactions)
+            decisions += await self._steps.carry_out(ready)
             closed = await self._journal.close(decisions)
             return closed | await self._journal.wait([t for t in transactions if t.id not in closed])
         except Exception:  # noqa: BLE001 - on record, so the caller hears 202 and the sweeper goes on
             _log.exception("transactions left to the sweeper")
             return {}
 
-    async def _ready(self, transactions: Sequence[Transaction]) -> Sequence[Transaction]:
-        """What undoes another transaction waits for that one's completion."""
+    async def _after_their_originals(
+        self, transactions: Sequence[Transaction]
+    ) -> tuple[list[Transaction], list[Decision]]:
+        """What may be carried out now, and what is decided: what undoes another transaction waits for its completion,
+        and has nothing to undo when that failed."""
         originals = [t.original_id for t in transactions if t.comes_back and t.original_id]
         if not originals:
-            return transactions
-        completed = await self._journal.are_completed(originals)
-        return [t for t in transactions if not t.comes_back or t.original_id in completed]
+            return list(transactions), []
+        statuses = await self._journal.statuses(originals)
+        ready, decisions = [], []
+        for transaction in transactions:
+            status = statuses.get(transaction.original_id) if transaction.original_id else None
+            if not transaction.comes_back or status is Status.COMPLETED:
+                ready.append(transaction)
+            elif status is Status.FAILED:
+                decisions.append(Decision(transaction, ORIGINAL_FAILED))
+        return ready, decisions
 
 
 def _scope(caller: Principal) -> UUID | None:

@@ -109,7 +109,12 @@ def _providers(reversals: Sequence[Transaction]) -> dict[UUID, str]:
 
 
 def _nothing_stays_charged(refund: OrderOutcome) -> bool:
-    """The refund succeeded, or the charge took nothing. A refund that is declined waits for a person."""
+    """The refund succeeded, or the charge took nothing, or a dispute took it back.
+
+    A refund that is declined for another reason waits for a person.
+    """
+    if refund.code == "charge_disputed":
+        return True
     if refund.status == "declined" and refund.kind == "refund":
         _log.error("a refund was declined by %s: %s", refund.provider, refund.code)
     return refund.status == ("succeeded" if refund.kind == "refund" else "declined")
@@ -118,7 +123,7 @@ def _nothing_stays_charged(refund: OrderOutcome) -> bool:
 def _declines(transactions: Sequence[Transaction], orders: Mapping[UUID, OrderOutcome]) -> list[Decision]:
     """The transactions that end with the provider's no."""
     return [
-        Decision(t, failure_code=orders[t.id].code, declined=True, provider=orders[t.id].provider)
+        Decision(t, failure_code=orders[t.id].code or "declined", declined=True, provider=orders[t.id].provider)
         for t in transactions
         if t.id in orders and orders[t.id].status == "declined"
     ]
@@ -135,10 +140,11 @@ def _decisions(
         outcome = outcomes.get(transaction.id)
         if outcome is None:
             continue
-        if outcome.code:
-            decision = Decision(transaction, failure_of_refusal(outcome.code), outcome.available_minor)
-        else:
+        if not outcome.code:
             provider = (providers or {}).get(transaction.id)
-            decision = Decision(transaction, payee_user_id=outcome.payee_user_id, provider=provider)
-        decisions.append(decision)
+            decisions.append(Decision(transaction, payee_user_id=outcome.payee_user_id, provider=provider))
+        elif failure := failure_of_refusal(outcome.code):
+            decisions.append(Decision(transaction, failure, outcome.available_minor))
+        else:
+            _log.error("transaction %s needs a person: the ledger says %s", transaction.id, outcome.code)
     return decisions

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from shared.http.context import enter_context
+from transaction_service.domain import Type
 from transaction_service.journal import Journal
 from transaction_service.service import Transactions
 
@@ -14,12 +16,12 @@ FORGET_SECONDS: Final = 60.0
 _log = logging.getLogger(__name__)
 
 
-async def sweep(transactions: Transactions) -> None:
-    """Take up due transactions until cancelled."""
+async def sweep(transactions: Transactions, types: Collection[Type]) -> None:
+    """Take up due transactions of these types until cancelled."""
     while True:
         enter_context()
         try:
-            resumed = await transactions.resume_due()
+            resumed = await transactions.resume_due(types)
         except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
             _log.warning("sweeper interrupted: %s: %s", type(error).__name__, error)
             resumed = 0

@@ -618,6 +618,28 @@ async def test_two_processes_never_deadlock_for_their_callers(
     await assert_sound(rows)
 
 
+@pytest.mark.parametrize("action", ["hold", "move", "dispute"])
+async def test_two_processes_do_not_give_away_the_same_money(
+    sandbox: Sandbox, ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows, action: str
+) -> None:
+    alice = Person()
+    source = await open_wallet(alice, minor=1_000)
+    receivable = "select coalesce(sum(balance_minor), 0)::int from accounts where name = 'receivable:USD'"
+    [(before,)] = await rows(receivable)
+
+    async with in_process(create_app(sandbox.settings(WalletSettings))) as client:
+        sides = (ledger, LedgerClient(client))
+        outcomes = await asyncio.gather(
+            *(sides[number % 2].send(posting(alice, source, OUTSIDE, 90, action=action)) for number in range(40))
+        )
+
+    [(after,)] = await rows(receivable)
+    applied = sum(outcome["status"] == "applied" for [outcome] in outcomes)
+    left = (await available(rows, [source]))[source]
+    assert (applied, left, before - after) == ((40, 0, 2_600) if action == "dispute" else (11, 10, 0))
+    await assert_sound(rows)
+
+
 ELSEWHERE: Final = {
     "move": ("insert into wallets.postings (id, refusal) values ($1::uuid, 'wallet_not_found')", "move"),
     "hold": (

@@ -132,6 +132,9 @@ class Model:
 
     def _carry_out(self, posting: Wire, moves: list[tuple[str, int]]) -> None:
         assert sum(amount for _, amount in moves) == 0
+        moves = [(name, amount) for name, amount in moves if amount]
+        if len(dict(moves)) < len(moves):
+            raise LookupError("same_wallet")
         after = {name: self.wallets[name].balance + amount for name, amount in moves if name in self.wallets}
         if any(balance > MAX_MINOR for balance in after.values()):
             raise LookupError("balance_limit")
@@ -144,14 +147,24 @@ class Model:
             self.holds[posting["id"]]["state"] = "captured"
             self.wallets[posting["source"]].held -= posting["amount_minor"]
         self.told[posting["id"]].append("wallets.posted.v1")
+        if posting["action"] == "dispute" and self.wallets[posting["source"]].status == "active":
+            self.wallets[posting["source"]].status = "frozen"
+            self.told[posting["source"]].append("wallets.frozen.v1")
+
+    def _there(self, *names: str) -> None:
+        if any(":" not in name and name not in self.wallets for name in names):
+            raise LookupError("wallet_not_found")
 
     def _mine(self, posting: Wire, name: str) -> Wallet:
+        self._there(name)
         wallet = self.wallets.get(name)
-        if wallet is None:
-            raise LookupError("wallet_not_found")
-        if wallet.owner != posting["user_id"]:
+        if wallet is None or wallet.owner != posting["user_id"]:
             raise LookupError("not_owner")
         return wallet
+
+    def _outside(self, name: str) -> None:
+        if name in self.wallets:
+            raise LookupError("not_owner")
 
     def _currency(self, posting: Wire, *names: str) -> None:
         for name in names:
@@ -173,12 +186,8 @@ class Model:
 
     def _move(self, posting: Wire) -> list[tuple[str, int]]:
         source, target, amount = posting["source"], posting["target"], posting["amount_minor"]
-        for name in (source, target):
-            if ":" not in name and name not in self.wallets:
-                raise LookupError("wallet_not_found")
+        self._there(source, target)
         payer = self._mine(posting, target if ":" in source else source)
-        if source == target:
-            raise LookupError("same_wallet")
         if "closed" in {self.wallets[name].status for name in (source, target) if name in self.wallets}:
             raise LookupError("closed")
         if source in self.wallets and payer.status == "frozen":
@@ -195,22 +204,27 @@ class Model:
         wanted = (posting["source"], posting["amount_minor"], posting["currency"])
         if hold.get("state") != "open" or hold["what"] != wanted:
             raise LookupError("hold_not_open")
+        if ":" not in posting["target"] and posting["target"] not in self.wallets:
+            raise LookupError("hold_not_open")
+        self._outside(posting["target"])
+        self._currency(posting, posting["target"])
         return [(posting["source"], -posting["amount_minor"]), (posting["target"], posting["amount_minor"])]
 
     def _return(self, posting: Wire) -> list[tuple[str, int]]:
+        self._there(posting["source"], posting["target"])
         wallet = self._mine(posting, posting["target"])
+        self._outside(posting["source"])
         self._currency(posting, posting["source"], posting["target"])
         cannot = wallet.status == "closed" or wallet.balance + posting["amount_minor"] > MAX_MINOR
         taker = f"suspense:{posting['currency']}" if cannot else posting["target"]
         return [(posting["source"], -posting["amount_minor"]), (taker, posting["amount_minor"])]
 
     def _dispute(self, posting: Wire) -> list[tuple[str, int]]:
+        self._there(posting["source"], posting["target"])
         wallet = self._mine(posting, posting["source"])
+        self._outside(posting["target"])
         self._currency(posting, posting["source"], posting["target"])
         taken = min(wallet.available, posting["amount_minor"])
-        if wallet.status == "active":
-            wallet.status = "frozen"
-            self.told[posting["source"]].append("wallets.frozen.v1")
         return [
             (posting["source"], -taken),
             (f"receivable:{posting['currency']}", taken - posting["amount_minor"]),
@@ -291,14 +305,17 @@ class World:
             elif draw(st.integers(0, 4)) == 0:
                 source = draw(st.sampled_from([outside, f"suspense:{currency}"]))
             elif draw(st.integers(0, 9)) == 0:
-                target = outside
-        elif action == "dispute":
-            source, target = self.wallets[index], outside
+                target = draw(st.sampled_from([outside, f"fees:{currency}"]))
         else:
-            source, target = outside, self.wallets[index]
+            if action != "check" and draw(rarely):
+                outside = draw(
+                    st.sampled_from([*self.wallets, f"suspense:{currency}", f"receivable:{currency}", "fees:EUR"])
+                )
+            inside = self.wallets[index]
+            source, target = (inside, outside) if action == "dispute" else (outside, inside)
         amount = draw(AMOUNTS)
         fee = draw(st.integers(0, min(3, amount - 1))) if action in {"move", "pay"} else 0
-        mine = target if ":" in source else source
+        mine = target if ":" in source or action in {"check", "return"} else source
         return self._wire(draw, f"{draw(st.integers(0, 60))}", action, source, target, amount, currency, mine, fee)
 
     def withdrawal(self, draw: st.DrawFn, action: str, number: int | None = None) -> Wire:
@@ -309,6 +326,8 @@ class World:
             index, amount = draw(st.integers(0, MISSING)), draw(AMOUNTS)
         currency = CURRENCY_OF[number % WALLETS]
         source, target = self.wallets[index], f"external:stripe:{currency}"
+        if action == "capture" and draw(rarely):
+            target = draw(st.sampled_from([*self.wallets, "external:stripe:EUR", "fees:USD"]))
         return self._wire(draw, f"withdrawal-{number}", action, source, target, amount, currency, source, 0)
 
     def _wire(

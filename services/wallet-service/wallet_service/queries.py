@@ -33,6 +33,16 @@ async def lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> di
     return found
 
 
+async def locked_by_others(connection: Asyncpg, account_ids: Collection[UUID]) -> set[UUID]:
+    """Those of the accounts that somebody else has locked; the others are locked now."""
+    rows = await connection.fetch(
+        "with free as materialized (select id from accounts where id = any($1) for no key update skip locked) "
+        "select id from accounts where id = any($1) and id not in (select id from free)",
+        list(account_ids),
+    )
+    return {row["id"] for row in rows}
+
+
 async def lock_holds(connection: Asyncpg, ids: Collection[UUID]) -> dict[UUID, Hold]:
     """The holds with these ids, locked in the order of the ids."""
     rows = await connection.fetch(

@@ -1,7 +1,8 @@
 """Use cases of wallet-service."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import itertools
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -11,7 +12,7 @@ import asyncpg
 from shared import outbox
 from shared.auth import Principal
 from shared.batching import Batcher
-from shared.database import Asyncpg, Database, with_retries
+from shared.database import Asyncpg, Database, LockTimeoutError, with_retries
 from shared.errors import ForbiddenError, NotFoundError
 from shared.events import (
     OutgoingEvent,
@@ -64,10 +65,40 @@ class Ledger:
         """Finish what was begun; new postings are refused."""
         await self._batcher.close()
 
-    async def _apply(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+    async def _apply(self, units: Sequence[Unit]) -> Sequence[list[Outcome] | Exception]:
+        try:
+            return await self._applied(units)
+        except LockTimeoutError:
+            kept = await self._kept_from(units)
+            if not kept:
+                return await self._applied(units)
+        return await self._apply_around(units, kept)
+
+    async def _applied(self, units: Sequence[Unit]) -> list[list[Outcome]]:
         outcomes = await with_retries(lambda: self._apply_once(units))
         self._relay.wake()
         return outcomes
+
+    async def _apply_around(self, units: Sequence[Unit], kept: set[UUID]) -> list[list[Outcome] | Exception]:
+        """Apply what has nothing to do with the accounts that somebody keeps, and then try the rest once more.
+
+        One stuck row delays what concerns it, and nobody else for longer than two lock time-outs.
+        """
+        stuck = [any(ref.id in kept for posting in unit for ref in posting.locked) for unit in units]
+        free = [unit for unit, is_stuck in zip(units, stuck, strict=True) if not is_stuck]
+        applied = iter(await self._applied(free) if free else [])
+        late: Iterator[list[Outcome] | Exception]
+        try:
+            late = iter(await self._applied([unit for unit, is_stuck in zip(units, stuck, strict=True) if is_stuck]))
+        except (LockTimeoutError, OSError) as error:
+            late = itertools.repeat(error)
+        return [next(late) if is_stuck else next(applied) for is_stuck in stuck]
+
+    async def _kept_from(self, units: Sequence[Unit]) -> set[UUID]:
+        """The accounts of these units that somebody else keeps locked."""
+        ids = {ref.id for unit in units for posting in unit for ref in posting.locked}
+        async with self._database.batch() as connection:
+            return await queries.locked_by_others(connection, ids)
 
     async def _apply_once(self, units: Sequence[Unit]) -> list[list[Outcome]]:
         postings = [posting for unit in units for posting in unit]
