@@ -14,7 +14,7 @@ import pytest
 from api_gateway.app import create_app
 from api_gateway.settings import GatewaySettings
 from api_gateway.testing import Service, standing_in
-from shared.serve import BoundedHeadProtocol
+from shared.serve import BoundedProtocol
 from shared.settings import ROOT
 from shared.testing.servers import serving
 from shared.testing.tokens import Person
@@ -27,7 +27,7 @@ POST = b"POST /wallets/create HTTP/1.1\r\nConnection: close\r\nAuthorization: " 
 GET = b"GET /wallets HTTP/1.1\r\nConnection: close\r\nAuthorization: " + TOKEN + b"\r\n"
 
 
-class ImpatientProtocol(BoundedHeadProtocol):
+class ImpatientProtocol(BoundedProtocol):
     """As in production, with less patience."""
 
     head_timeout_seconds = 0.2

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import AppError
@@ -76,6 +77,8 @@ class Edge:
             if status:
                 raise
             await problem_response(error, scope)(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
         except Exception:
             _log.exception("unexpected error")
             if status:

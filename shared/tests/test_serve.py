@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from shared.serve import MAX_HEAD_BYTES, BoundedHeadProtocol
+from shared.serve import MAX_HEAD_BYTES, BoundedProtocol
 from shared.settings import ROOT
 from shared.testing.servers import serving
 from shared.testing.waiting import eventually
@@ -26,7 +26,7 @@ Served = tuple[Process, str]
 Serve = Callable[[], Awaitable[Served]]
 
 
-class ImpatientProtocol(BoundedHeadProtocol):
+class ImpatientProtocol(BoundedProtocol):
     """As every service's, with less patience."""
 
     head_timeout_seconds = 0.2
@@ -269,3 +269,35 @@ async def test_a_service_that_cannot_start_says_why_in_one_sentence(tmp_path: Pa
 
     assert process.returncode == 1
     assert errors == b"POSTGRES_PORT: must be a port.\n"
+
+
+class NarrowProtocol(BoundedProtocol):
+    """As every service's, with room for little."""
+
+    max_bodies_bytes = 100_000
+
+
+async def test_bodies_beyond_what_the_process_holds_are_refused_and_there_is_room_again_afterwards() -> None:
+    post = b"POST /echo HTTP/1.1\r\nHost: service\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n"
+    async with serving(echo_app(), http=NarrowProtocol) as url:
+        reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+        try:
+            writer.write(post + b"a" * 59_999)
+
+            async def held() -> bool:
+                return BoundedProtocol.bodies_bytes == 59_999
+
+            await eventually(held)
+            refused = await talk(url, post + b"b" * 60_000)
+            writer.write(b"a")
+            async with asyncio.timeout(LIMIT_SECONDS):
+                served = await reader.read()
+        finally:
+            writer.close()
+        again = await talk(url, post + b"c" * 60_000)
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in refused
+    assert served.startswith(b"HTTP/1.1 200 ")
+    assert again.startswith(b"HTTP/1.1 200 ")
+    assert BoundedProtocol.bodies_bytes == 0

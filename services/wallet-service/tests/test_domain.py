@@ -860,3 +860,15 @@ def test_a_capture_into_another_currency_is_refused(paper: Paper) -> None:
 
     assert paper.do(replace(held, action=Action.CAPTURE)).refusal is not None
     assert paper[wallet].held.minor == 60
+
+
+@pytest.mark.parametrize("action", [Action.CAPTURE, Action.DISPUTE])
+def test_what_goes_outside_never_ends_in_somebodys_wallet(paper: Paper, action: Action) -> None:
+    mine, theirs = paper.wallet(ALICE, 100), paper.wallet(BOB)
+    posting = wish(action, mine, theirs, 60)
+    if action is Action.CAPTURE:
+        paper.do(replace(posting, action=Action.HOLD))
+
+    assert paper.do(posting).refusal == Refusal.NOT_OWNER
+    assert paper.balances(mine, theirs) == [100, 0]
+    assert paper[mine].status == "active"

@@ -629,9 +629,13 @@ async def test_two_processes_do_not_give_away_the_same_money(
 
     async with in_process(create_app(sandbox.settings(WalletSettings))) as client:
         sides = (ledger, LedgerClient(client))
-        outcomes = await asyncio.gather(
-            *(sides[number % 2].send(posting(alice, source, OUTSIDE, 90, action=action)) for number in range(40))
-        )
+        outcomes = [
+            outcome
+            for _ in range(20)
+            for outcome in await asyncio.gather(
+                *(side.send(posting(alice, source, OUTSIDE, 90, action=action)) for side in sides)
+            )
+        ]
 
     [(after,)] = await rows(receivable)
     applied = sum(outcome["status"] == "applied" for [outcome] in outcomes)

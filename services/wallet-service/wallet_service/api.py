@@ -149,8 +149,7 @@ def internal_router(ledger: Ledger, tokens: ServiceTokens) -> APIRouter:
     async def apply_postings(request: Request) -> Response:
         """`{"units": [[posting, …], …]}` → `{"outcomes": [[outcome, …], …]}`, see `wire.py`."""
         units = read_units(await request.body())
-        outcomes = await ledger.apply([unit for unit in units if not isinstance(unit, Exception)])
-        applied = iter(outcomes)
+        applied = iter(await ledger.apply([unit for unit in units if not isinstance(unit, Exception)]))
         answers = [unit if isinstance(unit, Exception) else next(applied) for unit in units]
         return Response(write_outcomes(answers), media_type="application/json")
 

@@ -40,6 +40,7 @@ from wallet_service.events import events_of
 Result = TypeVar("Result")
 
 MAX_BATCH: Final = 256  # postings in one transaction
+MAX_WAITING: Final = 4096  # postings that wait for their transaction; beyond it, 503
 MAX_IN_FLIGHT: Final = 2  # transactions: while one is being committed, the next one is decided
 
 
@@ -50,7 +51,7 @@ class Ledger:
         self._database = database
         self._relay = relay
         self._batcher: Batcher[Unit, list[Outcome]] = Batcher(
-            self._apply, max_size=MAX_BATCH, max_in_flight=MAX_IN_FLIGHT, weigh=len
+            self._apply, max_size=MAX_BATCH, max_in_flight=MAX_IN_FLIGHT, max_waiting=MAX_WAITING, weigh=len
         )
 
     async def apply(self, units: Sequence[Unit]) -> list[list[Outcome] | Exception]:
