@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from shared.events import Envelope
-from shared.kafka import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics
+from shared.kafka import STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics, start
 from shared.settings import DatabaseSettings
 
 POLL_MS: Final = 1000
@@ -59,8 +59,7 @@ class Consumer:
             max_poll_records=MAX_RECORDS,
         )
         try:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                await consumer.start()
+            await start(consumer)
             while True:
                 batches = await consumer.getmany(timeout_ms=POLL_MS)
                 for records in batches.values():

@@ -80,12 +80,28 @@ class EventProducer:
             )
             self._producer = producer
             try:
-                async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                    await producer.start()
+                await start(producer)
             except (KafkaError, TimeoutError, asyncio.CancelledError):
                 await self.close()
                 raise
         return self._producer
+
+
+async def start(client: Any) -> None:
+    """Start an aiokafka client; raises TimeoutError when that takes more than 10 s.
+
+    Broken off while it says hello it would never close that connection: whoever is cancelled waits a moment for it.
+    """
+    starting = asyncio.ensure_future(client.start())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            await asyncio.shield(starting)
+    finally:
+        if not starting.done():
+            await asyncio.wait([starting], timeout=STOP_TIMEOUT_SECONDS)
+            starting.cancel()
+        elif not starting.cancelled():
+            starting.exception()  # heard by the caller already, or nobody is there to hear it
 
 
 async def check_brokers(servers: str) -> None:
@@ -106,8 +122,8 @@ async def ensure_topics(servers: str, topics: Sequence[str], replication_factor:
     """Make the topics that are missing (a first send to one that is not there fails or waits for ever)."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=REQUEST_TIMEOUT_MS)
     try:
+        await start(admin)
         async with asyncio.timeout(START_TIMEOUT_SECONDS):
-            await admin.start()
             existing = await admin.list_topics()
             missing = [
                 NewTopic(name=topic, num_partitions=PARTITIONS, replication_factor=replication_factor)

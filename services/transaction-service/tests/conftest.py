@@ -24,8 +24,14 @@ async def wallet_service(sandbox: Sandbox) -> AsyncIterator[Neighbour]:
 
 
 @pytest.fixture(scope="module")
-async def payment_gateway(sandbox: Sandbox) -> AsyncIterator[Neighbour]:
-    neighbour = Neighbour(lambda: create_payment_gateway(sandbox.settings(PaymentSettings)))
+def provider_times() -> dict[str, float]:
+    """Settings of the simulated providers; a module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+async def payment_gateway(sandbox: Sandbox, provider_times: dict[str, float]) -> AsyncIterator[Neighbour]:
+    neighbour = Neighbour(lambda: create_payment_gateway(sandbox.settings(PaymentSettings, **provider_times)))
     await neighbour.start()
     yield neighbour
     await neighbour.stop()
