@@ -133,6 +133,21 @@ async def test_a_deposit_that_waits_can_be_cancelled(bank: Bank) -> None:
     assert await bank.balances(wallet) == [0]
 
 
+async def test_a_deposit_that_waits_can_be_cancelled_although_its_wallet_is_closed_meanwhile(bank: Bank) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice)
+    deposit = (await bank.deposit(alice, wallet, "30.00", payment_method=NEVER)).json()
+    await bank.sql("update wallets.accounts set status = 'closed' where id = $1::uuid", wallet)
+
+    cancelled = await bank.cancel(alice, deposit["id"])
+
+    assert (cancelled.status_code, cancelled.json()["failure_code"]) == (200, "cancelled")
+    assert await bank.sql("select kind, status from payments.payments where user_id = $1", alice.id) == [
+        ("charge", "declined")
+    ]
+    assert await bank.balances(wallet) == [0]
+
+
 async def test_what_is_done_or_not_ones_own_cannot_be_cancelled(bank: Bank) -> None:
     alice, bob = Person(), Person()
     source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
