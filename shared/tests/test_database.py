@@ -12,7 +12,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import DBAPIError
 
-from shared.database import MAX_ATTEMPTS, POOL_SIZE, Database, with_retries
+from shared.database import (
+    MAX_ATTEMPTS,
+    POOL_SIZE,
+    CommitUnknownError,
+    Database,
+    LockTimeoutError,
+    with_retries,
+)
 from shared.http.app import create_api, health_router, strict_router
 from shared.settings import DatabaseSettings
 from shared.testing.sandbox import Sandbox
@@ -362,6 +369,17 @@ async def test_any_other_error_is_not_tried_again() -> None:
         await with_retries(wrong)
 
     assert attempts == 1
+
+
+@pytest.mark.parametrize("later", [LockTimeoutError(), asyncpg.DeadlockDetectedError("")], ids=["lock", "deadlock"])
+async def test_what_may_have_been_committed_stays_unknown_whatever_goes_wrong_later(later: Exception) -> None:
+    errors = [CommitUnknownError("?"), later, later]
+
+    async def work() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(CommitUnknownError):
+        await with_retries(work)
 
 
 async def test_two_that_lock_the_same_rows_the_other_way_round_both_end(

@@ -394,6 +394,20 @@ async def test_news_about_what_its_request_is_still_at_work_on_wakes_nobody(jour
     assert claimed & {fresh.id, waiting.id} == {waiting.id}
 
 
+async def test_news_that_come_while_it_is_being_asked_for_are_not_slept_through(
+    journal: Journal, table: Table
+) -> None:
+    [transaction] = await opened(journal, transfer())
+    await journal.wait([transaction])
+    await journal.note(new_id(), transaction.id)
+    assert transaction.id in {item.id for item in await journal.claim_due(frozenset(Type))}
+
+    await journal.note(new_id(), transaction.id)
+    await journal.wait([transaction])
+
+    assert transaction.id in {item.id for item in await journal.claim_due(frozenset(Type))}
+
+
 # --------------------------------------------------------------------------------------------------------- old keys
 
 

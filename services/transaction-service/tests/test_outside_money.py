@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.ids import new_id
 from shared.testing.tokens import Person
 from shared.testing.waiting import eventually
 from transaction_service.testing import Bank
@@ -241,6 +242,28 @@ async def test_a_payout_that_comes_back_is_credited_once_and_the_withdrawal_stay
     assert await bank.balances(wallet) == [10_000]
     original = await bank.client.get(f"/transactions/{withdrawal.json()['id']}", headers=alice.headers)
     assert original.json()["status"] == "completed"
+
+
+async def test_a_dispute_of_a_deposit_that_failed_has_nothing_to_take(bank: Bank) -> None:
+    alice = Person()
+    wallet = await bank.wallet(alice, "50.00")
+    failed = await bank.deposit(alice, wallet, "100.00", payment_method="pm_card_chargeDeclined")
+    dispute = new_id()
+    await bank.sql(
+        "with taken as (update transactions.transactions set refunded_minor = amount_minor where id = $4::uuid) "
+        "insert into transactions.transactions (id, type, user_id, from_wallet_id, amount_minor, currency, provider, "
+        "  metadata, original_id, original_type, next_attempt_at) "
+        "values ($1, 'dispute', $2, $3::uuid, 10000, 'USD', 'stripe', '{}', $4::uuid, 'deposit', now())",
+        dispute,
+        alice.id,
+        wallet,
+        failed.json()["transaction_id"],
+    )
+
+    ended = await bank.ended(alice, str(dispute))
+
+    assert (ended["status"], ended["failure_code"]) == ("failed", "original_failed")
+    assert await bank.balances(wallet) == [5_000]
 
 
 async def test_a_disputed_deposit_takes_what_is_there_owes_the_rest_and_freezes_the_wallet(bank: Bank) -> None:

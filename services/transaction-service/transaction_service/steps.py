@@ -73,18 +73,23 @@ class Steps:
     async def _deposit(self, deposits: Sequence[Transaction]) -> list[Decision]:
         """Check, charge, post. What the ledger refuses fails only after it is sure that nothing stays charged."""
         checks = await self._wallets.post(Action.CHECK, deposits)
-        charges = await self._payments.execute([d for d in deposits if d.id in checks and not checks[d.id].code])
-        charged = [d for d in deposits if d.id in charges and charges[d.id].status == "succeeded"]
+        accepted = {id_ for id_, check in checks.items() if not check.code}
+        # What is to be stopped is stopped at the provider too, whatever the ledger says.
+        asked = [d for d in deposits if d.id in accepted or (d.id in checks and d.cancel_requested)]
+        charges = await self._payments.execute(asked)
+        declined = _declines(deposits, charges)
+        charged = [d for d in asked if d.id in accepted & charges.keys() and charges[d.id].status == "succeeded"]
         providers = {id_: charge.provider for id_, charge in charges.items()}
         posted = await self._wallets.post(Action.MOVE, charged, providers)
-        refused = {id_: outcome for id_, outcome in (checks | posted).items() if outcome.code}
+        ended = {decision.transaction.id for decision in declined}
+        refused = {id_: outcome for id_, outcome in (checks | posted).items() if outcome.code and id_ not in ended}
         refunds = await self._payments.undo([d for d in deposits if d.id in refused])
         settled = {
             id_: outcome
             for id_, outcome in (refused | posted).items()
             if not outcome.code or (id_ in refunds and _nothing_stays_charged(refunds[id_]))
         }
-        return _declines(deposits, charges) + _decisions(deposits, settled, providers)
+        return declined + _decisions(deposits, settled, providers)
 
     async def _pay_out(self, transactions: Sequence[Transaction]) -> list[Decision]:
         """Hold, pay out (or refund at the provider), then capture; release only what surely was not paid out."""

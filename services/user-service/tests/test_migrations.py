@@ -65,6 +65,21 @@ async def test_outside_development_a_schema_that_is_behind_stops_the_start_and_i
     assert await tables(fresh) == {"users", "outbox", "alembic_version"}
 
 
+async def test_a_schema_that_is_ahead_of_the_code_stops_no_start(fresh: Sandbox) -> None:
+    """While a release rolls out, the old code starts again on the new schema."""
+    settings = fresh.settings(
+        UserSettings, environment="production", jwt_secret_key="j" * 32, service_secret_key="s" * 32
+    )
+    await migrate(settings, FOLDER)
+    connection = await fresh.connect()
+    try:
+        await connection.execute("update users.alembic_version set version_num = '9999'")
+    finally:
+        await connection.close()
+
+    await prepare_schema(settings, FOLDER)
+
+
 async def test_a_server_that_is_not_there_is_said_in_one_sentence_without_the_password(fresh: Sandbox) -> None:
     settings = fresh.settings(UserSettings, postgres_port=1, postgres_password="hidden-7f3a")
 
