@@ -71,10 +71,107 @@ async def test_what_a_crash_left_between_commit_and_provider_is_ended(gateway: G
     wanted = order(Person(), "payout")
     await gateway.sql(
         "insert into payments.payments "
+        "(id, transaction_id, kind, user_id, provider, method, amount_minor, currency, next_check_at) "
+        "values ($1, $2::uuid, 'payout', $3::uuid, 'stripe', 'credit_card', 10000, 'USD', now())",
+        new_id(),
+        wanted["transaction_id"],
+        wanted["user_id"],
+    )
+
+    assert await gateway.ended(wanted) == ("succeeded", None)
+    assert len(await gateway.events(wanted)) == 1
+
+
+async def test_what_waits_long_is_asked_for_at_most_once_a_minute_and_at_least_every_minute(gateway: Gateway) -> None:
+    wanted = order(Person(), method="pm_usBankAccount_processing")
+    await gateway.execute(wanted)
+    await gateway.sql(
+        "update payments.payments set created_at = now() - interval '1 day', next_check_at = now() "
+        "where transaction_id = $1::uuid",
+        wanted["transaction_id"],
+    )
+
+    async def planned() -> list[tuple[Any, ...]]:
+        # A worker's lease is shorter than the shortest wait.
+        return await gateway.sql(
+            "select next_check_at - now() from payments.payments "
+            "where transaction_id = $1::uuid and next_check_at > now() + interval '20 s'",
+            wanted["transaction_id"],
+        )
+
+    [(wait,)] = await eventually(planned)
+    assert timedelta(seconds=20) < wait <= timedelta(seconds=60)
+    assert await gateway.payments(wanted) == [("charge", "pending", None)]
+    assert await gateway.events(wanted) == []
+
+
+async def test_a_disputed_charge_stays_succeeded_and_says_what_was_taken(gateway: Gateway) -> None:
+    alice = Person()
+    charge = order(alice, method="pm_card_createDispute")
+
+    [outcome] = await gateway.execute(charge)
+
+    assert outcome["status"] == "succeeded"
+    assert await reversals(gateway, charge) == [("succeeded", "disputed", 10_000, True)]
+    payment = await gateway.shown(alice, outcome["payment_id"])
+    assert (payment["status"], payment["reversal"]) == ("succeeded", "disputed")
+    assert await gateway.events(charge) == [
+        (1, "payments.succeeded.v1", 10_000, payment["provider_reference"]),
+        (2, "payments.disputed.v1", 10_000, payment["provider_reference"]),
+    ]
+
+
+async def test_a_returned_payout_stays_succeeded_and_says_what_came_back(gateway: Gateway) -> None:
+    alice = Person()
+    payout = order(alice, "payout", method="pm_usBankAccount_payoutReturned")
+
+    [outcome] = await gateway.execute(payout)
+
+    assert outcome["status"] == "succeeded"
+    assert await reversals(gateway, payout) == [("succeeded", "returned", 10_000, True)]
+    payment = await gateway.shown(alice, outcome["payment_id"])
+    assert (payment["kind"], payment["status"], payment["reversal"]) == ("payout", "succeeded", "returned")
+    assert await gateway.events(payout) == [
+        (1, "payments.succeeded.v1", 10_000, payment["provider_reference"]),
+        (2, "payments.returned.v1", 10_000, payment["provider_reference"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("payout", "pm_card_createDispute"), ("charge", "pm_usBankAccount_payoutReturned")]
+)
+async def test_a_payout_is_not_disputed_and_a_charge_not_returned(gateway: Gateway, kind: str, method: str) -> None:
+    wanted = order(Person(), kind, method=method)
+
+    assert await gateway.results(wanted) == [("succeeded", None)]
+    assert await reversals(gateway, wanted) == [("succeeded", None, None, False)]
+
+
+async def test_a_dispute_takes_what_was_not_given_back(gateway: Gateway) -> None:
+    charge = order(Person(), method="pm_card_createDispute")
+    refund = refund_of(charge, 3_000)
+
+    assert await gateway.results(charge, refund) == [("succeeded", None)] * 2
+
+    assert await reversals(gateway, charge) == [("succeeded", "disputed", 7_000, True)]
+    assert [event[:3] for event in await gateway.events(charge)] == [
+        (1, "payments.succeeded.v1", 10_000),
+        (2, "payments.disputed.v1", 7_000),
+    ]
+
+
+@pytest.mark.parametrize(("refund_ends", "taken"), [("succeeded", 7_000), ("declined", 10_000)])
+async def test_a_dispute_that_meets_a_refund_under_way_is_decided_after_it(
+    gateway: Gateway, refund_ends: str, taken: int
+) -> None:
+    """The refund is one that a provider has not answered yet."""
+    charge, waiting = order(Person(), method="pm_card_createDispute"), new_id()
+    await gateway.sql(
+        "insert into payments.payments "
         "  (id, transaction_id, original_id, kind, user_id, provider, method, amount_minor, currency) values "
         "  ($1, $2, $3::uuid, 'refund', $4::uuid, 'stripe', 'pm_card_createDispute', 3000, 'USD')",
         new_id(),
-        waiting := new_id(),
+        waiting,
         charge["transaction_id"],
         charge["user_id"],
     )
