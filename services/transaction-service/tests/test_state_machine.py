@@ -107,6 +107,12 @@ class Asked:
                 return str(body["transaction_id"])
         return None
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether there may still be something to be cancelled."""
+        pending = any(answer.status_code == 202 for answer in self.answers)
+        return pending and self.kind in {"deposit", "withdrawal"}
+
 
 def money(minor: int) -> str:
     return f"{minor // 100}.{minor % 100:02d}"
@@ -201,7 +207,10 @@ class World:
             self.check_answer(asked, answer)
             asked.answers.append(answer)
 
-        await asyncio.gather(*map(send, requests), *others)
+        outcomes = await asyncio.gather(*map(send, requests), *others, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def check_answer(self, asked: Asked, answer: httpx.Response) -> None:
         """It is one that the contract knows, and never another one than before."""
@@ -238,9 +247,12 @@ class World:
     async def end(self) -> None:
         """Everything that is open ends, and the answers explain the balances."""
         for asked in self.asked:
-            if asked.id and asked.kind in {"deposit", "withdrawal"} and asked.answers[0].status_code == 202:
+            if asked.may_wait:
                 await self.cancel(asked)
-        await eventually(self._all_is_over, 30.0)
+        try:
+            await eventually(self._all_is_over, 30.0)
+        except AssertionError as error:
+            raise AssertionError(f"still open: {self.open}") from error
         await self.assert_sound()
         rows = await self.bank.sql(
             "select t.id::text, t.type, t.status, t.amount_minor, t.from_wallet_id::text, t.to_wallet_id::text, "
@@ -264,7 +276,8 @@ class World:
                 wallets[asked.target] += asked.minor - (fee_of(asked.minor) if asked.kind == "payment" else 0)
             replays = [answer for answer in asked.answers if answer.status_code in {201, 402}]
             for answer in replays:
-                assert ended[str(asked.id)] == ("completed" if answer.status_code == 201 else "failed")
+                was = "completed" if answer.status_code == 201 else "failed"
+                assert (asked.kind, asked.id, ended[str(asked.id)]) == (asked.kind, asked.id, was)
         for _, kind, status, minor, source, target, owed in rows:
             if kind in {"dispute", "payout_return"}:
                 assert status == "completed"
@@ -275,21 +288,20 @@ class World:
     async def _all_is_over(self) -> bool:
         """Nothing is pending, nothing is expected from a provider, and what came back has been booked."""
         people = [person.id for person in self.people]
-        pending = await self.bank.sql(
-            "update transactions.transactions set next_attempt_at = least(next_attempt_at, now()) "
-            "where user_id = any($1) and status = 'pending' returning id",
-            people,
-        )
-        expected = await self.bank.sql(
-            "select 1 from payments.payments p where p.user_id = any($1) and (p.status = 'pending' "
-            "or (p.next_check_at is not null and not exists (select from payments.payments r where r.kind = 'refund' "
-            "    and r.original_id = p.transaction_id group by r.original_id "
+        self.open = await self.bank.sql(
+            "select t.id::text, t.type, t.payment_method, t.attempts, t.cancel_requested, t.next_attempt_at::text "
+            "from transactions.transactions t where t.user_id = any($1) and t.status = 'pending' "
+            "union all select p.transaction_id::text, p.kind, p.method, null, null, p.next_check_at::text "
+            "from payments.payments p where p.user_id = any($1) and (p.status = 'pending' "
+            "  or (p.next_check_at is not null and not exists (select from payments.payments r "
+            "    where r.kind = 'refund' and r.original_id = p.transaction_id group by r.original_id "
             "    having sum(r.amount_minor) filter (where r.status = 'succeeded') = p.amount_minor)) "
-            "or (p.reversal is not null and not exists (select from transactions.transactions t "
+            "  or (p.reversal is not null and not exists (select from transactions.transactions t "
             "    where t.original_id = p.transaction_id and t.type in ('dispute', 'payout_return'))))",
             people,
         )
-        return not pending and not expected
+        await self.bank.wake(*(row[0] for row in self.open))
+        return not self.open
 
 
 MINORS = st.sampled_from([1, 99, 1_000, 3_333, 6_000, 20_000])
@@ -304,8 +316,14 @@ class BankMachine(RuleBasedStateMachine):
     world: World
     restarted = False
 
+    broken = False
+
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=60)
+        try:
+            asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=60)
+        except BaseException:
+            self.broken = True  # there is nothing to be learned from how that ends
+            raise
 
     @initialize()
     def begin(self) -> None:
@@ -328,8 +346,7 @@ class BankMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        waiting = [asked for asked in self.world.asked if asked.id and asked.answers[0].status_code == 202]
-        chosen = [a for a in waiting if a.kind in {"deposit", "withdrawal"}][-3:]
+        chosen = [asked for asked in self.world.asked if asked.may_wait][-3:]
         request = self.request(data)
         self.run(self.world.at_once([request], *map(self.world.cancel, chosen)))
 
@@ -352,7 +369,7 @@ class BankMachine(RuleBasedStateMachine):
             self.run(self.world.assert_sound())
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
+        if hasattr(self, "world") and not self.broken:
             self.run(self.world.end())
 
     def request(self, data: st.DataObject) -> Asked:
