@@ -75,7 +75,7 @@ async def ledger(engines: dict[str, str], books: Sandbox) -> AsyncIterator[Ledge
     yield ledger
     ledger.audit.close()
     await owner.close()
-    await maintenance.execute(f"drop database {name} with (force)")
+    await drop_database(maintenance, name)
     await maintenance.close()
     with sandbox.mongo() as mongo:
         mongo.drop_database(sandbox.environment["MONGO_DB"])

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
@@ -16,6 +16,9 @@ from pymongo import MongoClient
 from shared.settings import Settings
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+DROP_ATTEMPTS: Final = 50
+DROP_PAUSE_SECONDS: Final = 0.2
 
 
 class Sandbox:
@@ -51,7 +54,11 @@ class Sandbox:
 
     async def drop(self) -> None:
         """Remove every trace."""
-        await self._maintain(f"drop database if exists {self.environment['POSTGRES_DB']} with (force)")
+        connection = await self.connect(self._maintenance_db)
+        try:
+            await drop_database(connection, self.environment["POSTGRES_DB"])
+        finally:
+            await connection.close()
         await asyncio.to_thread(self._drop_mongo)
         await self._drop_topics()
 
@@ -84,6 +91,18 @@ class Sandbox:
                 await admin.delete_topics(own)
         finally:
             await admin.close()
+
+
+async def drop_database(connection: asyncpg.Connection[asyncpg.Record], name: str) -> None:
+    """Remove a database and whoever is in it. Only a superuser may end an autovacuum worker, so that is waited for."""
+    for _ in range(DROP_ATTEMPTS):
+        try:
+            await connection.execute(f"drop database if exists {name} with (force)")
+        except asyncpg.InsufficientPrivilegeError:
+            await asyncio.sleep(DROP_PAUSE_SECONDS)
+        else:
+            return
+    raise TimeoutError(f"the database {name} is kept")
 
 
 @asynccontextmanager
