@@ -14,7 +14,7 @@ from ledger_reconciler.testing import write_books
 from shared.audit import AuditReader
 from shared.settings import ROOT
 from shared.testing.migrations import alembic
-from shared.testing.sandbox import Sandbox, sandbox_on
+from shared.testing.sandbox import Sandbox, drop_database, sandbox_on
 
 SERVICES = ("user-service", "wallet-service", "transaction-service", "payment-gateway")
 
