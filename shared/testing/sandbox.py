@@ -94,7 +94,7 @@ class Sandbox:
 
 
 async def drop_database(connection: asyncpg.Connection[asyncpg.Record], name: str) -> None:
-    """Remove a database and whoever is in it. Only a superuser may end an autovacuum worker, so that is waited for."""
+    """Remove a database and whoever is in it. An autovacuum worker is waited for: only a superuser may end it."""
     for _ in range(DROP_ATTEMPTS):
         try:
             await connection.execute(f"drop database if exists {name} with (force)")
