@@ -1,16 +1,14 @@
 """Kafka consumers: an offset is committed after the effect, so every message is handled at least once."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
 from shared.events import Envelope
-from shared.kafka import STOP_TIMEOUT_SECONDS, check_brokers, ensure_topics, start
+from shared.kafka import check_brokers, ensure_topics, start, stop
 from shared.settings import DatabaseSettings
 
 POLL_MS: Final = 1000
@@ -69,7 +67,7 @@ class Consumer:
                     await consumer.commit()
                     self._backoff = MIN_BACKOFF_SECONDS
         finally:
-            await _stop(consumer)
+            await stop(consumer)
 
     async def _handle_record(self, record: Any) -> None:
         try:
@@ -86,15 +84,3 @@ class Consumer:
                 record.offset,
                 type(error).__name__,
             )
-
-
-async def _stop(consumer: Any) -> None:
-    """Stop the consumer. In the middle of a rebalance it may hang, and then would leave its connections open."""
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-            await consumer.stop()
-    except (KafkaError, TimeoutError):
-        with contextlib.suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                await consumer._fetcher.close()  # noqa: SLF001 - the rest of what stop() would have done
-                await consumer._client.close()  # noqa: SLF001

@@ -25,6 +25,9 @@ STOP_TIMEOUT_SECONDS: Final = 3.0
 # A broker's restart takes up to 16 s; a send must outlive it.
 REQUEST_TIMEOUT_MS: Final = 20_000
 
+# aiokafka's own names for what runs in the background of a client.
+_TASKS: Final = ("_sender_task", "_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task")
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,12 +64,10 @@ class EventProducer:
         await check_brokers(self._servers)
 
     async def close(self) -> None:
-        """Stop the producer; one that hangs is abandoned."""
+        """Stop the producer."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                    await producer.stop()
+            await stop(producer)
 
     async def _started(self) -> Any:
         if self._producer is None:
@@ -102,6 +103,24 @@ async def start(client: Any) -> None:
             starting.cancel()
         elif not starting.cancelled():
             starting.exception()  # heard by the caller already, or nobody is there to hear it
+
+
+async def stop(client: Any) -> None:
+    """Stop an aiokafka client. One that hangs, as in the middle of a rebalance, is taken apart: left alone it would go
+    on opening connections that nobody closes."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+            await client.stop()
+    except (KafkaError, TimeoutError):
+        parts = [getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher")]
+        tasks = [task for part in parts for name in _TASKS if (task := getattr(part, name, None)) is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_SECONDS)
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await client._client.close() if hasattr(client, "_client") else await client.client.close()  # noqa: SLF001
 
 
 async def check_brokers(servers: str) -> None:

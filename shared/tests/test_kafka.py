@@ -1,0 +1,59 @@
+"""Kafka clients that hang leave nothing behind."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from shared import kafka
+from shared.settings import DatabaseSettings
+from shared.testing.sandbox import Sandbox
+from shared.testing.waiting import eventually
+
+
+def tasks_of_aiokafka() -> set[str]:
+    coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
+    return {
+        coroutine.__qualname__ for coroutine in coroutines if "aiokafka" in coroutine.cr_code.co_filename
+    }
+
+
+async def gone() -> bool:
+    return not tasks_of_aiokafka()
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def servers(sandbox: Sandbox, probe: type[DatabaseSettings], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(kafka, "STOP_TIMEOUT_SECONDS", 0.2)
+    return sandbox.settings(probe).kafka_bootstrap_servers
+
+
+async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
+    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings]
+) -> None:
+    topic = sandbox.settings(probe).topic
+    await kafka.ensure_topics(servers, [topic], 1)
+    consumer: Any = AIOKafkaConsumer(topic, bootstrap_servers=servers, group_id=topic)
+    await kafka.start(consumer)
+    consumer._coordinator.close = hang
+
+    await kafka.stop(consumer)
+
+    assert not any(connection.connected() for connection in consumer._client._conns.values())
+    await eventually(gone)
+
+
+async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(servers: str) -> None:
+    producer: Any = AIOKafkaProducer(bootstrap_servers=servers)
+    await kafka.start(producer)
+    producer._message_accumulator.close = hang
+
+    await kafka.stop(producer)
+
+    assert not any(connection.connected() for connection in producer.client._conns.values())
+    await eventually(gone)
