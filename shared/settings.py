@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     jwt_secret_key: SecretStr = SecretStr(README_JWT_SECRET)
     service_secret_key: SecretStr = SecretStr(DEVELOPMENT_SERVICE_SECRET)
 
+    redis_host: str = "localhost"
+    redis_port: int = Field(default=6379, ge=1, le=65535)
+    redis_db: int = Field(default=0, ge=0, le=15)
+    redis_password: SecretStr = SecretStr("")
+    redis_key_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._:-]*$")
+
     @model_validator(mode="after")
     def _refuse_known_secrets(self) -> Self:
         if self.environment == "development":

@@ -13,6 +13,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from pymongo import MongoClient
 
+from shared.redis import connect
 from shared.settings import Settings
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -22,7 +23,7 @@ DROP_PAUSE_SECONDS: Final = 0.2
 
 
 class Sandbox:
-    """Own database, Mongo database and topics, by a random suffix."""
+    """Own database, Mongo database, topics and Redis keys, by a random suffix."""
 
     def __init__(self, engines: Mapping[str, str]) -> None:
         self._suffix = secrets.token_hex(4)
@@ -30,6 +31,7 @@ class Sandbox:
             "POSTGRES_DB": f"test_{self._suffix}",
             "MONGO_DB": f"test_{self._suffix}",
             "KAFKA_TOPIC_PREFIX": f"test-{self._suffix}-",
+            "REDIS_KEY_PREFIX": f"test-{self._suffix}:",
         }
         self._maintenance_db = engines["POSTGRES_DB"]
 
@@ -61,6 +63,7 @@ class Sandbox:
             await connection.close()
         await asyncio.to_thread(self._drop_mongo)
         await self._drop_topics()
+        await self._drop_keys()
 
     def mongo(self) -> MongoClient[dict[str, Any]]:
         """A synchronous client, for looking at what was written."""
@@ -80,6 +83,12 @@ class Sandbox:
     def _drop_mongo(self) -> None:
         with self.mongo() as client:
             client.drop_database(self.environment["MONGO_DB"])
+
+    async def _drop_keys(self) -> None:
+        async with connect(self.settings(Settings)) as redis:
+            own = [key async for key in redis.scan_iter(match=f"{self.environment['REDIS_KEY_PREFIX']}*")]
+            if own:
+                await redis.delete(*own)
 
     async def _drop_topics(self) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.environment["KAFKA_BOOTSTRAP_SERVERS"])
