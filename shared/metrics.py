@@ -23,13 +23,21 @@ class HttpMetrics:
             registry=registry,
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
+        self._series: dict[
+            tuple[str, str, int], tuple[Counter, Histogram]
+        ] = {}  # to find a series by its labels is slow
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, so that ids never become labels."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        series = self._series.get((method, route, status))
+        if series is None:
+            series = self._requests.labels(method, route, str(status)), self._seconds.labels(method, route)
+            self._series[method, route, status] = series
+        requests, latency = series
+        requests.inc()
+        latency.observe(seconds)
 
 
 class OutboxMetrics:

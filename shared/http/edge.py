@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import urllib.parse
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +24,16 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_INTERNAL_BODY_BYTES: Final = 1024 * 1024  # a batch from a neighbour
 INTERNAL_PATH: Final = "/internal/"
 BODY_TIMEOUT_SECONDS: Final = 10.0
+
+_REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
+_TRACEPARENT: Final = TRACEPARENT_HEADER.encode()
+_DEADLINE: Final = DEADLINE_HEADER.lower().encode()
+_ENCODING: Final = b"content-encoding"
+_LENGTH: Final = b"content-length"
+_OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH})
+_BODY_HEADERS: Final = frozenset({_LENGTH, b"transfer-encoding"})
+_CLOSE: Final = (b"connection", b"close")
+_DEFAULTS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +58,16 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, _in_one_sentence(send))
             return
-        headers = Headers(scope=scope)
+        head = {
+            name: value for name, value in reversed(scope["headers"]) if name in _OWN_HEADERS
+        }  # the first one counts
         context = enter_context(
-            headers.get(REQUEST_ID_HEADER, ""), headers.get(TRACEPARENT_HEADER, ""), self._deadline_seconds(headers)
+            head.get(_REQUEST_ID, b"").decode("latin-1"),
+            head.get(_TRACEPARENT, b"").decode("latin-1"),
+            self._deadline_seconds(head.get(_DEADLINE, b"")),
         )
+        added = [(_REQUEST_ID, context.trace.request_id.encode())]
         max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
-        body = _BoundedBody(receive, self._body_timeout_seconds, max_bytes)
         started_at = perf_counter()
         status = 0
 
@@ -62,17 +75,14 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                out = MutableHeaders(scope=message)
-                out[REQUEST_ID_HEADER] = context.trace.request_id
-                out.setdefault("Cache-Control", "no-store")
-                out.setdefault("X-Content-Type-Options", "nosniff")
-                if status in {408, 413}:
-                    out["Connection"] = "close"  # what is left of the body is not read
+                message["headers"] = _completed(message.get("headers", ()), added, status)
             await send(message)
 
         try:
-            _check_head(scope, headers, max_bytes)
-            await self._app(scope, body.receive, send_with_headers)
+            _check_head(scope, head, max_bytes)
+            if _has_body(scope["headers"]):
+                receive = _BoundedBody(receive, self._body_timeout_seconds, max_bytes).receive
+            await self._app(scope, receive, send_with_headers)
         except AppError as error:
             if status:
                 raise
@@ -88,11 +98,21 @@ class Edge:
         finally:
             self._metrics.observe(scope, status, perf_counter() - started_at)
 
-    def _deadline_seconds(self, headers: Headers) -> float:
-        value = headers.get(DEADLINE_HEADER, "")
-        if self._trust_deadline and value.isascii() and value.isdecimal() and len(value) <= 6:
+    def _deadline_seconds(self, value: bytes) -> float:
+        if self._trust_deadline and value.isdigit() and len(value) <= 6:
             return int(value) / 1000
         return DEFAULT_DEADLINE_SECONDS
+
+
+def _completed(
+    headers: Iterable[tuple[bytes, bytes]], added: list[tuple[bytes, bytes]], status: int
+) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with those that every answer has."""
+    kept = [(name, value) for name, value in headers if name != _REQUEST_ID]
+    names = {name for name, _ in kept}
+    missing = [(name, value) for name, value in _DEFAULTS if name not in names]
+    closing = [_CLOSE] if status in {408, 413} else []  # what is left of the body is not read
+    return [*kept, *added, *missing, *closing]
 
 
 def _in_one_sentence(send: Send) -> Send:
@@ -109,15 +129,20 @@ def _in_one_sentence(send: Send) -> Send:
     return send_sentence
 
 
-def _check_head(scope: Scope, headers: Headers, max_bytes: int) -> None:
-    if headers.get("content-encoding", "identity").lower() != "identity":
+def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name in _BODY_HEADERS and value != b"0" for name, value in headers)
+
+
+def _check_head(scope: Scope, head: Mapping[bytes, bytes], max_bytes: int) -> None:
+    if head.get(_ENCODING, b"identity").lower() != b"identity":
         raise AppError("content_encoding_unsupported", 415, "Send the body uncompressed.")
-    length = headers.get("content-length", "0")
-    if not (length.isascii() and length.isdecimal()):
+    length = head.get(_LENGTH, b"0")
+    if not length.isdigit():
         raise AppError("content_length_invalid", 400, "Content-Length is not a number.")
     if len(length) > 9 or int(length) > max_bytes:
         raise _too_large(max_bytes)
-    if b"\x00" in urllib.parse.unquote_to_bytes(scope.get("raw_path", b"") + b"?" + scope["query_string"]):
+    target = scope.get("raw_path", b"") + b"?" + scope["query_string"]
+    if b"%00" in target or b"\x00" in target:
         raise AppError("url_invalid", 400, "The URL contains a NUL character.")
 
 
