@@ -37,7 +37,7 @@ MAX_KEYS: Final = 50_000
 MAX_KEYS_PER_CALL: Final = 128
 
 # Answers {units granted, units that are left beyond them, ms until the oldest use or lot no longer counts}.
-_LEASE: Final = """
+LEASE: Final = """
 -- KEYS[1]: a field for each process, which it alone writes:
 --   when it was sent by its own clock, when it arrived by ours (ms), units of the lot in its hand,
 --   then for each slot the age of its uses on arrival (ms) and how many they are, the latest first
@@ -209,7 +209,7 @@ class RateLimiter:
         max_keys: int = MAX_KEYS,
     ) -> None:
         self._redis = redis
-        self._script = redis.register_script(_LEASE)
+        self._script = redis.register_script(LEASE)
         self._prefix = f"{prefix}limit:"
         self._window_seconds = window_seconds
         self._lot_seconds = lot_seconds
@@ -312,7 +312,7 @@ class RateLimiter:
         questions = [self._question(account, requests, now) for account, requests in asked.items()]
         answers = await self._send(questions)
         if any(isinstance(answer, NoScriptError) for answer in answers):
-            await self._redis.script_load(_LEASE)
+            await self._redis.script_load(LEASE)
             answers = await self._send(questions)
         for answer in answers:
             if isinstance(answer, Exception):
