@@ -1,10 +1,24 @@
 """What api-gateway is told from outside."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
+from api_gateway.addresses import Network, parse_networks
+from api_gateway.route_limits import MAX_PER_MINUTE, RouteLimit, parse_route_limits
 from shared.settings import ServiceUrl, Settings
+
+
+def _nobody_in_particular(networks: tuple[Network, ...]) -> tuple[Network, ...]:
+    if any(network.prefixlen == 0 for network in networks):
+        raise ValueError("A network of all addresses would let everybody choose an address; name the proxies' own.")
+    return networks
+
+
+PerMinute = Annotated[int, Field(ge=0, le=MAX_PER_MINUTE)]
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(parse_networks)]
+RouteLimits = Annotated[tuple[RouteLimit, ...], NoDecode, BeforeValidator(parse_route_limits)]
 
 
 class GatewaySettings(Settings):
@@ -13,6 +27,13 @@ class GatewaySettings(Settings):
     service: ClassVar[str] = "api-gateway"
 
     forward_timeout_seconds: float = Field(default=10.0, gt=0, le=10)
+
+    rate_limit_per_minute: PerMinute = 100
+    rate_limit_login_per_minute: PerMinute = 10
+    rate_limit_user_per_minute: PerMinute = 0
+    rate_limit_routes: RouteLimits = ()
+    rate_limit_exempt_cidrs: Networks = ()
+    trusted_proxy_cidrs: Annotated[Networks, AfterValidator(_nobody_in_particular)] = ()
 
     user_service_url: ServiceUrl = "http://localhost:8001"
     wallet_service_url: ServiceUrl = "http://localhost:8002"
