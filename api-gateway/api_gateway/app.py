@@ -6,18 +6,26 @@ from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from shared.authentication import authenticator_of, following
 from starlette.middleware import Middleware
 
+from api_gateway.addresses import ClientAddresses
+from api_gateway.admission import Admission
 from api_gateway.api import documentation_router, health_router
+from api_gateway.breaker import breakers
+from api_gateway.browsers import cors, security_headers
+from api_gateway.creations import SERVICE as TRANSACTION_SERVICE
+from api_gateway.creations import Creations
 from api_gateway.health import Health
+from api_gateway.limits import RateLimiter
 from api_gateway.openapi import TITLE, ApiDocument
 from api_gateway.pool import Pool
 from api_gateway.proxy import MAX_CONNECTIONS_PER_SERVICE, Forwarder
 from api_gateway.settings import GatewaySettings
-from api_gateway.tokens import RememberedTokens
-from shared.auth import UserTokens
+from shared.auth import ServiceTokens
 from shared.http.app import create_api
 from shared.logs import configure_logging
+from shared.redis import connect
 from shared.settings import load
 
 QUESTIONS_PER_SERVICE: Final = 4
@@ -27,18 +35,29 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """api-gateway, ready to be served."""
     settings = settings or load(GatewaySettings)
     configure_logging(settings.service, settings.log_level)
+    registry = CollectorRegistry()
     urls = settings.service_urls()
     forwarding = Pool(urls, MAX_CONNECTIONS_PER_SERVICE)
     asking = Pool(urls, QUESTIONS_PER_SERVICE)
-    tokens = RememberedTokens(UserTokens(settings.jwt_secret_key.get_secret_value()))
+    lines = breakers(urls, registry)
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
+    creations = Creations(forwarding, lines[TRANSACTION_SERVICE], service_tokens)
+    callers = authenticator_of(settings, registry)
+    redis = connect(settings)
+    limiter = RateLimiter(redis, settings.redis_key_prefix, registry)
+    addresses = ClientAddresses(settings.trusted_proxy_cidrs, settings.rate_limit_exempt_cidrs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await forwarding.open()
         await asking.open()
         try:
-            yield
+            async with following(callers):
+                yield
         finally:
+            await creations.close()
+            await limiter.close()
+            await redis.aclose()
             await forwarding.close()
             await asking.close()
 
@@ -46,14 +65,28 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         title=TITLE,
         description="The gateway's own operations.",
         version="0.1.0",
-        registry=CollectorRegistry(),
+        registry=registry,
         health=health_router(Health(asking)),
         lifespan=lifespan,
         trust_deadline=False,
         own_document=False,
+        headers=security_headers(settings.environment),
     )
     app.include_router(documentation_router(ApiDocument(asking, app.openapi)))
     # The innermost middleware: within the edge's limits, before FastAPI's own routing.
-    timeout = settings.forward_timeout_seconds
-    app.user_middleware.append(Middleware(Forwarder, pool=forwarding, tokens=tokens, timeout_seconds=timeout))
+    app.user_middleware.append(
+        Middleware(
+            Forwarder,
+            pool=forwarding,
+            creations=creations,
+            breakers=lines,
+            admission=Admission(limiter, addresses, settings),
+            addresses=addresses,
+            callers=callers,
+            service_tokens=service_tokens,
+            timeout_seconds=settings.forward_timeout_seconds,
+        )
+    )
+    if settings.cors_allowed_origins:
+        app.user_middleware.insert(0, cors(settings.cors_allowed_origins))  # outermost: refusals are read, too
     return app

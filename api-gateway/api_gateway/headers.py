@@ -4,15 +4,12 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from multidict import CIMultiDict, istr
-
 from shared.errors import AppError
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-_HOST: Final = istr("Host")
 _REQUEST: Final = {
-    name.lower().encode(): istr(name)
+    name.lower().encode(): name
     for name in (
         "Accept",
         "Accept-Language",
@@ -24,47 +21,51 @@ _REQUEST: Final = {
         "User-Agent",
     )
 }
-_REPEATABLE: Final = frozenset({istr("Accept"), istr("Accept-Language")})
+_REPEATABLE: Final = frozenset({"Accept", "Accept-Language"})
 _RESPONSE: Final = frozenset(
     {
-        b"allow",
-        b"cache-control",
-        b"content-disposition",
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"idempotent-replayed",
-        b"location",
-        b"ratelimit-limit",
-        b"ratelimit-remaining",
-        b"ratelimit-reset",
-        b"retry-after",
-        b"www-authenticate",
+        "allow",
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "idempotent-replayed",
+        "location",
+        "ratelimit-limit",
+        "ratelimit-remaining",
+        "ratelimit-reset",
+        "retry-after",
+        "www-authenticate",
     }
 )
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def request_headers(headers: RawHeaders) -> CIMultiDict[str]:
+def request_headers(headers: RawHeaders) -> dict[str, str]:
     """Those of a request's headers that a service may see.
 
     Raises AppError: 400 where a header of a single value comes twice (two readers could choose differently), or
     where a value is no text.
     """
-    passed: CIMultiDict[str] = CIMultiDict()
+    passed: dict[str, str] = {}
     for raw_name, value in headers:
         name = _REQUEST.get(raw_name)
         if name is None:
             continue
-        if name in passed and name not in _REPEATABLE:
-            raise AppError("header_repeated", 400, f"The header {name} came more than once.")
         if _CONTROL.search(value):
             raise AppError("header_invalid", 400, f"The header {name} contains control characters.")
-        passed.add(name, value.decode("utf-8", "replace"))
-    passed.popall(_HOST, None)  # seen to be single; the service gets its own
+        text = value.decode("utf-8", "replace")
+        if name not in passed:
+            passed[name] = text
+        elif name in _REPEATABLE:
+            passed[name] += f", {text}"
+        else:
+            raise AppError("header_repeated", 400, f"The header {name} came more than once.")
+    passed.pop("Host", None)  # seen to be single; the service gets its own
     return passed
 
 
-def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     """Those of a service's headers that a caller may see."""
-    return [(lower, value) for name, value in headers if (lower := name.lower()) in _RESPONSE]
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers if name in _RESPONSE]

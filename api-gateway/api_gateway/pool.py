@@ -1,16 +1,12 @@
 """Connections to the services."""
 
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
-from typing import Final
+from datetime import timedelta
 
-import aiohttp
-from yarl import URL
+from pyreqwest.client import Client
+from pyreqwest.request import StreamRequest
 
-KEEP_ALIVE_SECONDS: Final = 30  # less than the 65 s after which a service closes an idle connection
-CONNECT_TIMEOUT_SECONDS: Final = 2.0
-
-_AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+from shared.http.client import plain_client
 
 
 class Pool:
@@ -23,30 +19,33 @@ class Pool:
         self.services = tuple(urls)
         self._urls = dict(urls)
         self._max_connections = max_connections
-        self._session: aiohttp.ClientSession | None = None
+        self._clients: dict[str, Client] = {}
 
     async def open(self) -> None:
-        """Make the pool; needs a running event loop."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, limit_per_host=self._max_connections, keepalive_timeout=KEEP_ALIVE_SECONDS
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_AUTOMATIC_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_SECONDS),
-        )
+        """Make the clients; they connect when they are used."""
+        self._clients = {service: plain_client(self._max_connections) for service in self.services}
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for client in self._clients.values():
+            await client.close()
 
     def request(
-        self, service: str, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a request as it is: `target` is path and query, encoded already. Has no time-out beyond connecting."""
-        if self._session is None:
-            raise RuntimeError("open() comes first")
-        url = URL(self._urls[service] + target, encoded=True)
-        return self._session.request(method, url, headers=headers, data=body or None, allow_redirects=False)
+        self,
+        service: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        timeout_seconds: float | None = None,
+    ) -> StreamRequest:
+        """A request as it is: `target` is path and query, encoded already. Enter it to send it and have the answer.
+
+        `timeout_seconds` bounds everything up to the end of the answer.
+        """
+        request = self._clients[service].request(method, self._urls[service] + target).headers(headers)
+        if body:
+            request = request.body_bytes(body)
+        if timeout_seconds is not None:
+            request = request.timeout(timedelta(seconds=timeout_seconds))
+        return request.build_streamed()

@@ -2,19 +2,29 @@
 
 import asyncio
 import logging
+import random
 import re
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
 
-import aiohttp
-from multidict import CIMultiDict
-from starlette.types import ASGIApp, Receive, Scope, Send
+from pyreqwest.exceptions import PyreqwestError
+from pyreqwest.response import Response
+from shared.authentication import Authenticator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api_gateway.addresses import ClientAddresses
+from api_gateway.admission import Admission
+from api_gateway.breaker import Breaker
+from api_gateway.creations import Creation, Creations
+from api_gateway.failures import FAILURES, problem_of
 from api_gateway.headers import request_headers, response_headers
+from api_gateway.limits import Verdict, rate_limit_headers
 from api_gateway.pool import Pool
-from api_gateway.routes import METHODS, PUBLIC, Route, find_route, is_own
-from api_gateway.tokens import RememberedTokens
+from api_gateway.routes import CREATE, METHODS, PUBLIC, Route, find_route, is_own
+from shared.auth import ServiceTokens
 from shared.errors import AppError
+from shared.http.bundle import Parcel, Reply
 from shared.http.context import (
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
@@ -26,9 +36,13 @@ from shared.http.context import (
 MAX_CONNECTIONS_PER_SERVICE: Final = 512
 MAX_WHOLE_BYTES: Final = 256 * 1024
 WATCH_AFTER_SECONDS: Final = 0.1
+SAFE_METHOD: Final = "GET"  # repeated once when the service broke off
+RETRY_PAUSE_SECONDS: Final = (0.01, 0.05)
 
-_RETRY: Final = {"Retry-After": "1"}
-_QUERY: Final = re.compile(rb"[\x21-\x7e]*")
+_QUERY: Final = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:@/?%\[\]|{}]*")
+_FORWARDED_FOR: Final = b"x-forwarded-for"
+
+Extra = list[tuple[bytes, bytes]]
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +50,27 @@ _log = logging.getLogger(__name__)
 class Forwarder:
     """Pure ASGI: what belongs to a service goes there, all else to the application behind."""
 
-    def __init__(self, app: ASGIApp, *, pool: Pool, tokens: RememberedTokens, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        pool: Pool,
+        creations: Creations,
+        breakers: Mapping[str, Breaker],
+        admission: Admission,
+        addresses: ClientAddresses,
+        callers: Authenticator,
+        service_tokens: ServiceTokens,
+        timeout_seconds: float,
+    ) -> None:
         self._app = app
         self._pool = pool
-        self._tokens = tokens
+        self._creations = creations
+        self._breakers = breakers
+        self._admission = admission
+        self._addresses = addresses
+        self._callers = callers
+        self._service_tokens = service_tokens
         self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,18 +79,34 @@ class Forwarder:
             return
         headers = request_headers(scope["headers"])
         route = find_route(scope["raw_path"])
-        if route is None:
-            if not is_own(scope["raw_path"]):
-                raise AppError("route_not_found", 404, "Not Found.")
-            await self._app(scope, receive, send)
-            return
-        scope["route"] = route
-        self._admit(scope, headers)
-        body = await _whole_body(receive)
-        if body is not None:
-            await self._forward(route, scope, headers, body, receive, send)
+        if route is None and not is_own(scope["raw_path"]):
+            raise AppError("route_not_found", 404, "Not Found.")
+        address = self._address(scope)
+        verdict = await self._admission.admit(scope["method"], scope["raw_path"], address)
+        try:
+            if route is None:
+                await self._app(scope, receive, _with(verdict, send))
+                return
+            scope["route"] = route
+            verdict = await self._authenticate(scope, headers, address, verdict)
+            body = await _whole_body(receive)
+            if body is not None:
+                _add_context(headers, address)
+                await self._answer(route, scope, headers, body, receive, _Answer(send, verdict))
+        except AppError as error:
+            if verdict is not None:
+                error.headers |= {name.decode(): value.decode() for name, value in rate_limit_headers(verdict)}
+            raise
 
-    def _admit(self, scope: Scope, headers: CIMultiDict[str]) -> None:
+    def _address(self, scope: Scope) -> str:
+        peer = scope["client"][0] if scope["client"] else ""
+        return self._addresses.client_address(
+            peer, [value for name, value in scope["headers"] if name == _FORWARDED_FOR]
+        )
+
+    async def _authenticate(
+        self, scope: Scope, headers: Mapping[str, str], address: str, verdict: Verdict | None
+    ) -> Verdict | None:
         """Let a request with a known method and, off the public paths, a valid token pass."""
         if scope["method"] not in METHODS:
             raise AppError(
@@ -67,45 +114,85 @@ class Forwarder:
             )
         if not _QUERY.fullmatch(scope["query_string"]):
             raise AppError("url_invalid", 400, "The URL contains characters that must be escaped.")
-        if (scope["method"], scope["raw_path"]) not in PUBLIC:
-            self._tokens.verify(headers.get("Authorization", ""))
+        if (scope["method"], scope["raw_path"]) in PUBLIC:
+            return verdict
+        authorization = headers.get("Authorization", "")
+        caller = self._callers.recognise(authorization) or await self._callers.authenticate(authorization)
+        return await self._admission.admit_user(caller.user_id, address, verdict)
 
-    async def _forward(
-        self, route: Route, scope: Scope, headers: CIMultiDict[str], body: bytes, receive: Receive, send: Send
+    async def _answer(
+        self,
+        route: Route,
+        scope: Scope,
+        headers: dict[str, str],
+        body: bytes,
+        receive: Receive,
+        answer: "_Answer",
     ) -> None:
         timeout = min(self._timeout_seconds, seconds_left())
-        _add_context(headers, scope, timeout)
-        answer = _Answer(send)
         try:
-            async with (
-                asyncio.timeout(timeout) as limit,
-                _HangUp(receive, limit) as hang_up,
-                self._pool.request(route.service, scope["method"], _target(scope), headers, body) as response,
-            ):
-                if answer.is_endless(response):
-                    limit.reschedule(None)
-                    hang_up.watch()
-                await answer.take(response)
-        except (aiohttp.ClientError, OSError) as error:  # a time-out of asyncio's is an OSError too
+            async with asyncio.timeout(timeout) as limit, _HangUp(receive, limit) as hang_up:
+                if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
+                    reply = await self._creations.send(_creation(headers, body, timeout))
+                    if reply is not None:
+                        await answer.give(reply)
+                        return
+                if route.service == "user-service":
+                    headers["X-Gateway-Token"] = f"Bearer {self._service_tokens.issue(route.service)}"
+                headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
+                await self._forward(route, scope, headers, body, answer, hang_up)
+        except FAILURES as failure:
             if hang_up.happened:
                 return
-            _log.warning("%s: %s", route.service, type(error).__name__)
+            _log.warning("%s: %s", route.service, type(failure).__name__)
             if answer.begun:
                 return  # what is missing is seen by the caller: the server ends the connection
-            raise _problem(error) from None
+            raise problem_of(failure) from None
         await answer.finish()
 
+    async def _forward(
+        self,
+        route: Route,
+        scope: Scope,
+        headers: Mapping[str, str],
+        body: bytes,
+        answer: "_Answer",
+        hang_up: "_HangUp",
+    ) -> None:
+        try:
+            await self._attempt(route, scope, headers, body, answer, hang_up)
+        except PyreqwestError:
+            if scope["method"] != SAFE_METHOD or answer.begun:
+                raise
+            await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
+            await self._attempt(route, scope, headers, body, answer, hang_up)
 
-def _problem(error: Exception) -> AppError:
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return AppError(
-            "service_unavailable", 503, "The service cannot be reached; nothing was done.", headers=_RETRY
-        )
-    if isinstance(error, TimeoutError):
-        return AppError(
-            "gateway_timeout", 504, "The service did not answer in time; the outcome is unknown.", headers=_RETRY
-        )
-    return AppError("bad_gateway", 502, "The service broke off; the outcome is unknown.", headers=_RETRY)
+    async def _attempt(
+        self,
+        route: Route,
+        scope: Scope,
+        headers: Mapping[str, str],
+        body: bytes,
+        answer: "_Answer",
+        hang_up: "_HangUp",
+    ) -> None:
+        breaker = self._breakers[route.service]
+        attempt = breaker.begin()
+        try:
+            async with self._pool.request(route.service, scope["method"], _target(scope), headers, body) as response:
+                breaker.succeeded(attempt)
+                if answer.is_endless(response):
+                    hang_up.watch_without_limit()
+                await answer.take(response)
+        except PyreqwestError:
+            breaker.failed(attempt)
+            raise
+        except asyncio.CancelledError:
+            if hang_up.happened:
+                breaker.given_up(attempt)
+            else:
+                breaker.failed(attempt)
+            raise
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
@@ -126,39 +213,70 @@ def _target(scope: Scope) -> str:
     return f"{path}?{query.decode('ascii')}" if query else path
 
 
-def _add_context(headers: CIMultiDict[str], scope: Scope, timeout_seconds: float) -> None:
-    context = current_context()
-    headers[REQUEST_ID_HEADER] = context.trace.request_id
-    headers[TRACEPARENT_HEADER] = context.trace.traceparent
-    headers[DEADLINE_HEADER] = str(max(0, int(timeout_seconds * 1000)))
-    if scope["client"]:
-        headers["X-Forwarded-For"] = scope["client"][0]
+def _add_context(headers: dict[str, str], address: str) -> None:
+    trace = current_context().trace
+    headers[REQUEST_ID_HEADER] = trace.request_id
+    headers[TRACEPARENT_HEADER] = trace.traceparent
+    headers["X-Forwarded-For"] = address
+
+
+def _creation(headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Creation:
+    parcel = Parcel(
+        body,
+        headers.get("Content-Type", ""),
+        headers.get("Authorization", ""),
+        headers.get("Idempotency-Key"),
+        headers[REQUEST_ID_HEADER],
+        headers[TRACEPARENT_HEADER],
+    )
+    return Creation(parcel, asyncio.get_running_loop().time() + timeout_seconds)
+
+
+def _with(verdict: Verdict | None, send: Send) -> Send:
+    """`send` for an answer of the gateway's own, which tells what is left to the caller as well."""
+    if verdict is None:
+        return send
+
+    async def send_with_verdict(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *rate_limit_headers(verdict)]
+        await send(message)
+
+    return send_with_verdict
 
 
 class _Answer:
     """A service's answer on its way to the caller: a small one goes on once it is whole, a large one as it comes."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, verdict: Verdict | None) -> None:
         self.begun = False
         self._send = send
-        self._response: aiohttp.ClientResponse | None = None
+        self._verdict = verdict
+        self._response: Response | None = None
         self._rest = b""
 
     @staticmethod
-    def is_endless(response: aiohttp.ClientResponse) -> bool:
+    def is_endless(response: Response) -> bool:
         """True for server-sent events, which have no total time limit."""
-        return response.content_type == "text/event-stream"
+        return (response.get_header("content-type") or "").startswith("text/event-stream")
 
-    async def take(self, response: aiohttp.ClientResponse) -> None:
+    async def give(self, reply: Reply) -> None:
+        """Send an answer that came whole."""
+        headers = response_headers(reply.headers)
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+        await self._start(reply.status, headers)
+        await self._send({"type": "http.response.body", "body": reply.body})
+
+    async def take(self, response: Response) -> None:
         """Read the answer to its end; may raise whatever breaks, with nothing sent of a small one."""
         self._response = response
-        length = response.content_length
-        if length is not None and length <= MAX_WHOLE_BYTES:
-            self._rest = await response.read()
+        length = response.get_header("content-length")
+        if length is not None and int(length) <= MAX_WHOLE_BYTES:
+            self._rest = bytes(await response.bytes())
             return
         await self._begin()
-        async for chunk in response.content.iter_any():
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        while chunk := await response.body_reader.read_chunk():
+            await self._send({"type": "http.response.body", "body": bytes(chunk), "more_body": True})
 
     async def finish(self) -> None:
         """Send what is left."""
@@ -168,14 +286,13 @@ class _Answer:
 
     async def _begin(self) -> None:
         assert self._response is not None  # noqa: S101 - take() comes first
+        await self._start(self._response.status, response_headers(self._response.headers.items()))
+
+    async def _start(self, status: int, headers: Extra) -> None:
         self.begun = True
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": self._response.status,
-                "headers": response_headers(self._response.raw_headers),
-            }
-        )
+        if self._verdict is not None:
+            headers += rate_limit_headers(self._verdict)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 class _HangUp:
@@ -187,7 +304,7 @@ class _HangUp:
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(WATCH_AFTER_SECONDS, self.watch)
+        self._timer = self._loop.call_later(WATCH_AFTER_SECONDS, self._watch)
 
     async def __aenter__(self) -> "_HangUp":
         return self
@@ -199,8 +316,12 @@ class _HangUp:
         if self._task is not None:
             self._task.cancel()
 
-    def watch(self) -> None:
-        """Begin to watch now."""
+    def watch_without_limit(self) -> None:
+        """From now on only the caller ends it."""
+        self._limit.reschedule(None)
+        self._watch()
+
+    def _watch(self) -> None:
         if self._task is None:
             self._task = self._loop.create_task(self._wait())
 

@@ -16,7 +16,8 @@ class Route:
 
 
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-PUBLIC: Final = frozenset({("POST", b"/users/register"), ("POST", b"/users/login")})
+PUBLIC: Final = frozenset({("POST", b"/users/register"), ("POST", b"/users/login"), ("POST", b"/users/refresh")})
+CREATE: Final = ("POST", b"/transactions/create")
 
 _ROUTES: Final = {
     segment.encode(): Route(service, f"/{segment}/*")

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from api_gateway.addresses import Network, parse_networks
+from api_gateway.browsers import parse_origins
 from api_gateway.route_limits import MAX_PER_MINUTE, RouteLimit, parse_route_limits
 from shared.settings import ServiceUrl, Settings
 
@@ -18,6 +19,7 @@ def _nobody_in_particular(networks: tuple[Network, ...]) -> tuple[Network, ...]:
 
 PerMinute = Annotated[int, Field(ge=0, le=MAX_PER_MINUTE)]
 Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(parse_networks)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_origins)]
 RouteLimits = Annotated[tuple[RouteLimit, ...], NoDecode, BeforeValidator(parse_route_limits)]
 
 
@@ -34,6 +36,8 @@ class GatewaySettings(Settings):
     rate_limit_routes: RouteLimits = ()
     rate_limit_exempt_cidrs: Networks = ()
     trusted_proxy_cidrs: Annotated[Networks, AfterValidator(_nobody_in_particular)] = ()
+
+    cors_allowed_origins: Origins = ()
 
     user_service_url: ServiceUrl = "http://localhost:8001"
     wallet_service_url: ServiceUrl = "http://localhost:8002"

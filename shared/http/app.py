@@ -72,10 +72,12 @@ def create_api(
     trust_deadline: bool = True,
     own_document: bool = True,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+    headers: Mapping[str, str] | None = None,
 ) -> FastAPI:
     """A FastAPI application with limits, problem documents, metrics and `health`.
 
     `trust_deadline` takes the caller's deadline over; without `own_document` somebody else serves `/openapi.json`.
+    `headers` go with every answer that does not have them.
     """
     app = FastAPI(
         title=title,
@@ -93,6 +95,7 @@ def create_api(
         metrics=HttpMetrics(registry),
         trust_deadline=trust_deadline,
         body_timeout_seconds=body_timeout_seconds,
+        headers=headers,
     )
     app.include_router(health)
     install_docs(app)

@@ -33,13 +33,17 @@ _LENGTH: Final = b"content-length"
 _OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH})
 _BODY_HEADERS: Final = frozenset({_LENGTH, b"transfer-encoding"})
 _CLOSE: Final = (b"connection", b"close")
-_DEFAULTS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+# Of every answer that says nothing else.
+_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 _log = logging.getLogger(__name__)
 
 
 class Edge:
-    """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it)."""
+    """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it).
+
+    `headers`, their names in lower case, are those of every answer that does not have them already.
+    """
 
     def __init__(
         self,
@@ -48,11 +52,13 @@ class Edge:
         *,
         trust_deadline: bool,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._trust_deadline = trust_deadline
         self._body_timeout_seconds = body_timeout_seconds
+        self._headers = [*_HEADERS, *((name.encode(), value.encode()) for name, value in (headers or {}).items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -66,7 +72,7 @@ class Edge:
             head.get(_TRACEPARENT, b"").decode("latin-1"),
             self._deadline_seconds(head.get(_DEADLINE, b"")),
         )
-        added = [(_REQUEST_ID, context.trace.request_id.encode())]
+        request_id = (_REQUEST_ID, context.trace.request_id.encode())
         max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
         started_at = perf_counter()
         status = 0
@@ -75,7 +81,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _completed(message.get("headers", ()), added, status)
+                message["headers"] = self._completed(message.get("headers", ()), request_id, status)
             await send(message)
 
         try:
@@ -98,21 +104,22 @@ class Edge:
         finally:
             self._metrics.observe(scope, status, perf_counter() - started_at)
 
+    def _completed(
+        self, headers: Iterable[tuple[bytes, bytes]], request_id: tuple[bytes, bytes], status: int
+    ) -> list[tuple[bytes, bytes]]:
+        """An answer's headers with those that every answer has."""
+        kept = [header for header in headers if header[0] != _REQUEST_ID]
+        names = {name for name, _ in kept}
+        kept += [header for header in self._headers if header[0] not in names]
+        kept.append(request_id)
+        if status in {408, 413}:
+            kept.append(_CLOSE)  # what is left of the body is not read
+        return kept
+
     def _deadline_seconds(self, value: bytes) -> float:
         if self._trust_deadline and value.isdigit() and len(value) <= 6:
             return int(value) / 1000
         return DEFAULT_DEADLINE_SECONDS
-
-
-def _completed(
-    headers: Iterable[tuple[bytes, bytes]], added: list[tuple[bytes, bytes]], status: int
-) -> list[tuple[bytes, bytes]]:
-    """An answer's headers with those that every answer has."""
-    kept = [(name, value) for name, value in headers if name != _REQUEST_ID]
-    names = {name for name, _ in kept}
-    missing = [(name, value) for name, value in _DEFAULTS if name not in names]
-    closing = [_CLOSE] if status in {408, 413} else []  # what is left of the body is not read
-    return [*kept, *added, *missing, *closing]
 
 
 def _in_one_sentence(send: Send) -> Send:

@@ -15,6 +15,8 @@ from shared.http.problems import MEDIA_TYPE, problem_body
 from shared.http.wire import AmountOut, UtcTime
 from transaction_service.domain import CANCELLED, ORIGINAL_FAILED, Status, Transaction, Type
 
+CREATE_PATH: Final = "/transactions/create"
+
 # In the order in which people get to know them.
 TransactionType = Literal["deposit", "withdrawal", "transfer", "payment", "refund", "payout_return", "dispute"]
 
@@ -149,4 +151,4 @@ def _path(transaction: Transaction) -> str:
     """Where the transaction was asked for."""
     if transaction.type is Type.REFUND:
         return f"/transactions/{transaction.original_id}/refund"
-    return "/transactions/create"
+    return CREATE_PATH

@@ -1,5 +1,6 @@
 """The journal: what people asked for, what became of it, and what they were told, each in one commit."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from uuid import UUID
 from shared import outbox
 from shared.batching import Batcher
 from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
-from shared.errors import AppError, OutcomeUnknownError
+from shared.errors import AppError, OutcomeUnknownError, UnavailableError
 from shared.events import OutgoingEvent
 from shared.ids import new_id
 from shared.outbox import Relay
@@ -33,6 +34,8 @@ SWEEP_LIMIT: Final = 100
 MAX_BATCH: Final = 256
 KEY_DAYS: Final = 30
 KEYS_AT_A_TIME: Final = 1000
+
+_log = logging.getLogger(__name__)
 
 # What a command becomes: a transaction to carry out, the answer from before, or a refusal.
 Opened = Transaction | Answer | AppError
@@ -273,11 +276,16 @@ def _traced(found: Mapping[UUID, Transaction], asked: Sequence[Transaction]) -> 
 
 
 def _opened(written: _Written | Exception) -> Opened:
+    """What has become of one command: the others of its call are on record, and never hear of its trouble."""
     if isinstance(written, CommitUnknownError):
         return OutcomeUnknownError()
-    if isinstance(written, AppError) or (written is not None and not isinstance(written, Exception)):
+    if isinstance(written, AppError | Transaction | Answer):
         return written
-    raise written or AssertionError("unreachable")
+    if isinstance(written, OSError):
+        _log.warning("a command was not opened: %s: %s", type(written).__name__, written)
+        return UnavailableError()
+    _log.error("a command was not opened", exc_info=written)
+    return AppError("internal_error", 500, "Something went wrong on our side.")
 
 
 def _changed(written: Sequence[_Written | Exception]) -> dict[UUID, Transaction]:

@@ -157,7 +157,7 @@ class Transactions:
 
     def _complete(self, command: Command) -> Command:
         """The command with what is fixed when it is opened: its fee, and the request that it came with."""
-        command = replace(command, trace=current_context().trace)
+        command = command if command.trace else replace(command, trace=current_context().trace)
         if command.type is Type.PAYMENT and command.amount is not None:
             return replace(command, fee_minor=fee_of(command.amount, self._payment_fee_bps).minor)
         return command
