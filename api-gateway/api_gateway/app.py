@@ -14,8 +14,7 @@ from api_gateway.openapi import TITLE, ApiDocument
 from api_gateway.pool import Pool
 from api_gateway.proxy import MAX_CONNECTIONS_PER_SERVICE, Forwarder
 from api_gateway.settings import GatewaySettings
-from api_gateway.tokens import RememberedTokens
-from shared.auth import UserTokens
+from shared.authentication import authenticator_of, following
 from shared.http.app import create_api
 from shared.logs import configure_logging
 from shared.settings import load
@@ -30,14 +29,16 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     urls = settings.service_urls()
     forwarding = Pool(urls, MAX_CONNECTIONS_PER_SERVICE)
     asking = Pool(urls, QUESTIONS_PER_SERVICE)
-    tokens = RememberedTokens(UserTokens(settings.jwt_secret_key.get_secret_value()))
+    registry = CollectorRegistry()
+    authenticator = authenticator_of(settings, registry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await forwarding.open()
         await asking.open()
         try:
-            yield
+            async with following(authenticator):
+                yield
         finally:
             await forwarding.close()
             await asking.close()
@@ -46,7 +47,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         title=TITLE,
         description="The gateway's own operations.",
         version="0.1.0",
-        registry=CollectorRegistry(),
+        registry=registry,
         health=health_router(Health(asking)),
         lifespan=lifespan,
         trust_deadline=False,
@@ -55,5 +56,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(documentation_router(ApiDocument(asking, app.openapi)))
     # The innermost middleware: within the edge's limits, before FastAPI's own routing.
     timeout = settings.forward_timeout_seconds
-    app.user_middleware.append(Middleware(Forwarder, pool=forwarding, tokens=tokens, timeout_seconds=timeout))
+    app.user_middleware.append(
+        Middleware(Forwarder, pool=forwarding, authenticator=authenticator, timeout_seconds=timeout)
+    )
     return app

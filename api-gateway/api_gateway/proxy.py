@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api_gateway.headers import request_headers, response_headers
 from api_gateway.pool import Pool
 from api_gateway.routes import METHODS, PUBLIC, Route, find_route, is_own
-from api_gateway.tokens import RememberedTokens
+from shared.authentication import Authenticator
 from shared.errors import AppError
 from shared.http.context import (
     DEADLINE_HEADER,
@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 class Forwarder:
     """Pure ASGI: what belongs to a service goes there, all else to the application behind."""
 
-    def __init__(self, app: ASGIApp, *, pool: Pool, tokens: RememberedTokens, timeout_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, pool: Pool, authenticator: Authenticator, timeout_seconds: float) -> None:
         self._app = app
         self._pool = pool
-        self._tokens = tokens
+        self._authenticator = authenticator
         self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,12 +54,12 @@ class Forwarder:
             await self._app(scope, receive, send)
             return
         scope["route"] = route
-        self._admit(scope, headers)
+        await self._admit(scope, headers)
         body = await _whole_body(receive)
         if body is not None:
             await self._forward(route, scope, headers, body, receive, send)
 
-    def _admit(self, scope: Scope, headers: CIMultiDict[str]) -> None:
+    async def _admit(self, scope: Scope, headers: CIMultiDict[str]) -> None:
         """Let a request with a known method and, off the public paths, a valid token pass."""
         if scope["method"] not in METHODS:
             raise AppError(
@@ -68,7 +68,7 @@ class Forwarder:
         if not _QUERY.fullmatch(scope["query_string"]):
             raise AppError("url_invalid", 400, "The URL contains characters that must be escaped.")
         if (scope["method"], scope["raw_path"]) not in PUBLIC:
-            self._tokens.verify(headers.get("Authorization", ""))
+            await self._authenticator.authenticate(headers.get("Authorization", ""))
 
     async def _forward(
         self, route: Route, scope: Scope, headers: CIMultiDict[str], body: bytes, receive: Receive, send: Send

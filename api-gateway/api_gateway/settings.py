@@ -14,7 +14,6 @@ class GatewaySettings(Settings):
 
     forward_timeout_seconds: float = Field(default=10.0, gt=0, le=10)
 
-    user_service_url: ServiceUrl = "http://localhost:8001"
     wallet_service_url: ServiceUrl = "http://localhost:8002"
     transaction_service_url: ServiceUrl = "http://localhost:8003"
     payment_gateway_url: ServiceUrl = "http://localhost:8004"

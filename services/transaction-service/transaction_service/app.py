@@ -8,7 +8,8 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from shared.auth import ServiceTokens, UserTokens
+from shared.auth import ServiceTokens
+from shared.authentication import authenticator_of, following
 from shared.background import running
 from shared.consumer import Consumer
 from shared.database import Database
@@ -36,6 +37,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
     payments = ServiceClient("payment-gateway", settings.payment_gateway_url, service_tokens)
@@ -50,6 +52,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
             wallets,
             payments,
             publishing(settings, FOLDER, database, relay),
+            following(authenticator),
         ):
             # A slow provider keeps a sweeper busy: what stays inside has one of its own.
             async with running(
@@ -71,6 +74,5 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    user_tokens = UserTokens(settings.jwt_secret_key.get_secret_value())
-    app.include_router(transactions_router(transactions, user_tokens))
+    app.include_router(transactions_router(transactions, authenticator))
     return app
