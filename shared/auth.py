@@ -8,22 +8,26 @@ import base64
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
-from jose import jwt
+from jose import jwk, jwt
 from jose.backends import ECKey, HMACKey
+from jose.backends.base import Key
 
 from shared.errors import UnauthorizedError
 from shared.ids import new_id
+from shared.settings import Settings
 
-ALGORITHM: Final = "HS256"
+HS256: Final = "HS256"
+ES256: Final = "ES256"
 ISSUER: Final = "payment-system"
 USER_AUDIENCE: Final = "payment-system-api"
 ACCESS: Final = "access"
 SERVICE: Final = "service"
 MAX_TOKEN_BYTES: Final = 4096
 LEEWAY_SECONDS: Final = 30
+ACCESS_TOKEN_SECONDS: Final = 15 * 60
 SERVICE_TOKEN_SECONDS: Final = 60
 ROLES: Final = frozenset({"user", "merchant", "admin"})
 
@@ -41,28 +45,67 @@ class Principal:
 
     user_id: UUID
     role: str
+    session_id: UUID
     expires_at: float = field(default=0.0, compare=False)
 
 
-class UserTokens:
-    """Access tokens of people, signed by user-service and verified by every service."""
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """An ES256 pair in PEM; without the private key tokens can be verified only."""
 
-    def __init__(self, secret: str, expire_seconds: int = 15 * 60) -> None:
-        self._secret = secret
+    public_pem: str
+    private_pem: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """One algorithm and its keys; nothing in a token ever chooses among algorithms."""
+
+    algorithm: str
+    verifying: Key
+    signing: Key | None
+
+    @classmethod
+    def shared(cls, secret: str) -> Self:
+        key = jwk.construct(secret, HS256)
+        return cls(HS256, key, key)
+
+    @classmethod
+    def pair(cls, pair: KeyPair) -> Self:
+        signing = jwk.construct(pair.private_pem, ES256) if pair.private_pem else None
+        return cls(ES256, jwk.construct(pair.public_pem, ES256), signing)
+
+
+class UserTokens:
+    """Access tokens of people, signed by user-service and verified by every service.
+
+    HS256 with a shared secret, or ES256 with a key pair.
+    """
+
+    def __init__(self, key: str | KeyPair, expire_seconds: int = ACCESS_TOKEN_SECONDS) -> None:
+        self._keys = _Keys.pair(key) if isinstance(key, KeyPair) else _Keys.shared(key)
         self.expire_seconds = expire_seconds
 
-    def issue(self, user_id: UUID, role: str) -> str:
-        """An access token for this person, valid for `expire_seconds`."""
-        return _sign(self._secret, ACCESS, str(user_id), USER_AUDIENCE, self.expire_seconds, {"role": role})
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What verifies tokens by these settings."""
+        if settings.jwt_public_key:
+            return cls(KeyPair(settings.jwt_public_key))
+        return cls(settings.jwt_secret_key.get_secret_value())
+
+    def issue(self, user_id: UUID, role: str, session_id: UUID) -> str:
+        """An access token for this person in this session, valid for `expire_seconds`."""
+        more = {"role": role, "sid": str(session_id)}
+        return _sign(self._keys, ACCESS, str(user_id), USER_AUDIENCE, self.expire_seconds, more)
 
     def verify(self, token: str) -> Principal:
         """Who the token speaks for; raises UnauthorizedError."""
-        claims = _verify(self._secret, token, ACCESS, USER_AUDIENCE)
-        role = claims.get("role")
-        if not isinstance(role, str) or role not in ROLES:
+        claims = _verify(self._keys, token, ACCESS, USER_AUDIENCE)
+        role, session_id = claims.get("role"), claims.get("sid")
+        if not isinstance(role, str) or role not in ROLES or not isinstance(session_id, str):
             raise UnauthorizedError
         try:
-            return Principal(UUID(claims["sub"]), role, claims["exp"])
+            return Principal(UUID(claims["sub"]), role, UUID(session_id), claims["exp"])
         except ValueError:
             raise UnauthorizedError from None
 
@@ -71,7 +114,7 @@ class ServiceTokens:
     """Tokens by which one service shows another who it is; the callee is the audience."""
 
     def __init__(self, secret: str, service: str) -> None:
-        self._secret = secret
+        self._keys = _Keys.shared(secret)
         self._service = service
         self._issued: dict[str, tuple[str, float]] = {}
 
@@ -79,13 +122,13 @@ class ServiceTokens:
         """A token for calls to `audience`; one is used for half of its life."""
         token, fresh_until = self._issued.get(audience, ("", 0.0))
         if time.monotonic() >= fresh_until:
-            token = _sign(self._secret, SERVICE, self._service, audience, SERVICE_TOKEN_SECONDS, {})
+            token = _sign(self._keys, SERVICE, self._service, audience, SERVICE_TOKEN_SECONDS, {})
             self._issued[audience] = (token, time.monotonic() + SERVICE_TOKEN_SECONDS / 2)
         return token
 
     def verify(self, token: str) -> str:
         """The name of the calling service; raises UnauthorizedError."""
-        return str(_verify(self._secret, token, SERVICE, self._service)["sub"])
+        return str(_verify(self._keys, token, SERVICE, self._service)["sub"])
 
 
 def bearer_token(authorization: str) -> str:
@@ -96,7 +139,7 @@ def bearer_token(authorization: str) -> str:
     return token
 
 
-def _sign(secret: str, kind: str, subject: str, audience: str, expire_seconds: int, more: dict[str, str]) -> str:
+def _sign(keys: _Keys, kind: str, subject: str, audience: str, expire_seconds: int, more: dict[str, str]) -> str:
     now = int(time.time())
     claims = {
         "iss": ISSUER,
@@ -107,18 +150,20 @@ def _sign(secret: str, kind: str, subject: str, audience: str, expire_seconds: i
         "exp": now + expire_seconds,
         "jti": str(new_id()),
     } | more
-    return jwt.encode(claims, secret, algorithm=ALGORITHM)
+    if keys.signing is None:
+        raise RuntimeError("tokens are issued by the service that has the private key")
+    return jwt.encode(claims, keys.signing, algorithm=keys.algorithm)
 
 
-def _verify(secret: str, token: str, kind: str, audience: str) -> dict[str, Any]:
+def _verify(keys: _Keys, token: str, kind: str, audience: str) -> dict[str, Any]:
     if len(token) > MAX_TOKEN_BYTES or not token.isascii():
         raise UnauthorizedError
     try:
-        _check_header(token)
+        _check_header(token, keys.algorithm)
         claims: dict[str, Any] = jwt.decode(
             token,
-            secret,
-            algorithms=[ALGORITHM],
+            keys.verifying,
+            algorithms=[keys.algorithm],
             audience=audience,
             issuer=ISSUER,
             options={"leeway": LEEWAY_SECONDS} | {f"require_{claim}": True for claim in _REQUIRED},
@@ -134,9 +179,9 @@ def _verify(secret: str, token: str, kind: str, audience: str) -> dict[str, Any]
     return claims
 
 
-def _check_header(token: str) -> None:
+def _check_header(token: str, algorithm: str) -> None:
     """Only the header that this module writes is accepted: no `jwk`, `jku`, `kid`, `crit` or other algorithm."""
     encoded = token.split(".", 1)[0]
     header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
-    if header != {"alg": ALGORITHM, "typ": "JWT"}:
+    if header != {"alg": algorithm, "typ": "JWT"}:
         raise UnauthorizedError

@@ -26,6 +26,16 @@ async def running(*workers: Worker) -> AsyncIterator[None]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def stop_if_cancelled() -> None:
+    """Raise the CancelledError that a library has lost, for workers that go on after any error.
+
+    `asyncio.wait_for` of Python 3.11, which redis-py sends with, loses one that comes as its work is done.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _report_end(task: asyncio.Future[None]) -> None:
     """A worker runs until it is cancelled; one that ends by itself is a bug that somebody has to hear of."""
     if not task.cancelled():

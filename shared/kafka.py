@@ -106,8 +106,10 @@ async def start(client: Any) -> None:
 
 
 async def stop(client: Any) -> None:
-    """Stop an aiokafka client. One that hangs, as in the middle of a rebalance, is taken apart: left alone it would go
-    on opening connections that nobody closes."""
+    """Stop an aiokafka client. One that hangs, as in the middle of a rebalance, is taken apart.
+
+    Left alone it would go on opening connections that nobody closes.
+    """
     try:
         async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
             await client.stop()

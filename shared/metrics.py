@@ -50,6 +50,19 @@ class OutboxMetrics:
         self.failures = Counter("outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry)
 
 
+class SessionMetrics:
+    """Whether the ends of sessions are known as they happen, and what user-service said where they are not."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.fresh = Gauge("session_feed_fresh", "1 while no end of a session can be missing.", registry=registry)
+        self.checks = Counter(
+            "session_checks",
+            "Sessions that user-service was asked about, by its answer; unanswered ones were let pass.",
+            ["answer"],
+            registry=registry,
+        )
+
+
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

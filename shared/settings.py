@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self, Typ
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.signing_keys import public_pem
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
@@ -19,6 +21,10 @@ MIN_SECRET_BYTES: Final = 32
 
 class SettingsError(Exception):
     """A setting that stops the start; the text says which one and what to do."""
+
+
+def _public_key(pem: str) -> str:
+    return public_pem(pem) if pem.strip() else ""
 
 
 def _no_trailing_slash(url: str) -> str:
@@ -42,10 +48,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file_encoding="utf-8")
 
+    service: ClassVar[str]  # "wallet-service"
+
     environment: Literal["development", "staging", "production"] = "development"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     jwt_secret_key: SecretStr = SecretStr(README_JWT_SECRET)
+    jwt_public_key: Annotated[str, AfterValidator(_public_key)] = ""
     service_secret_key: SecretStr = SecretStr(DEVELOPMENT_SERVICE_SECRET)
+
+    user_service_url: ServiceUrl = "http://localhost:8001"
 
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
@@ -57,10 +68,10 @@ class Settings(BaseSettings):
     def _refuse_known_secrets(self) -> Self:
         if self.environment == "development":
             return self
-        for name, default in (
-            ("jwt_secret_key", README_JWT_SECRET),
-            ("service_secret_key", DEVELOPMENT_SERVICE_SECRET),
-        ):
+        known = {"service_secret_key": DEVELOPMENT_SERVICE_SECRET}
+        if not self.jwt_public_key:  # with a key pair, the secret signs nothing
+            known = {"jwt_secret_key": README_JWT_SECRET} | known
+        for name, default in known.items():
             secret = getattr(self, name).get_secret_value()
             if secret == default or len(secret.encode()) < MIN_SECRET_BYTES:
                 raise ValueError(
@@ -73,7 +84,6 @@ class Settings(BaseSettings):
 class DatabaseSettings(Settings):
     """Settings of a service that has a Postgres schema, an outbox, an audit collection and Kafka."""
 
-    service: ClassVar[str]  # "wallet-service"
     schema_name: ClassVar[str]  # "wallets": the Postgres schema, the topic's and the audit collection's first part
 
     postgres_user: str = "paymentuser"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 from api_gateway.addresses import ClientAddresses
 from api_gateway.limits import Limit, RateLimitedError, RateLimiter, Verdict
@@ -47,14 +48,14 @@ class Admission:
         key = self._addresses.counted_as(address) if limits else None
         return None if key is None else await self._take(limits, key, None)
 
-    async def admit_user(self, user: str, address: str, before: Verdict | None) -> Verdict | None:
+    async def admit_user(self, user_id: UUID, address: str, before: Verdict | None) -> Verdict | None:
         """The stricter one of the verdict so far and that on this user's requests, wherever they come from.
 
         Raises RateLimitedError.
         """
         if not self._user or self._addresses.counted_as(address) is None:
             return before
-        return await self._take(self._user, user, before)
+        return await self._take(self._user, str(user_id), before)
 
     def _limits_for(self, method: str, raw_path: bytes) -> tuple[Limit, ...]:
         limits = self._exact.get((method, raw_path))

@@ -6,7 +6,6 @@ from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from shared.authentication import authenticator_of, following
 from starlette.middleware import Middleware
 
 from api_gateway.addresses import ClientAddresses
@@ -23,6 +22,7 @@ from api_gateway.pool import Pool
 from api_gateway.proxy import MAX_CONNECTIONS_PER_SERVICE, Forwarder
 from api_gateway.settings import GatewaySettings
 from shared.auth import ServiceTokens
+from shared.authentication import authenticator_of, following
 from shared.http.app import create_api
 from shared.logs import configure_logging
 from shared.redis import connect

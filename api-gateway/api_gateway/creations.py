@@ -60,7 +60,7 @@ class Creations:
         """Finish the calls that were begun."""
         await self._batcher.close()
 
-    async def _call(self, creations: Sequence[Creation]) -> list[Reply | None | Exception]:
+    async def _call(self, creations: Sequence[Creation]) -> list[Reply | Exception | None]:
         """One call for those that have time left; the others hear that nothing was done."""
         now = asyncio.get_running_loop().time()
         timely = [creation for creation in creations if creation.ends_at - now >= MIN_SECONDS]

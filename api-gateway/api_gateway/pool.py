@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Final
 
 from pyreqwest.client import Client
 from pyreqwest.request import StreamRequest
 
 from shared.http.client import plain_client
+
+MAX_WHOLE_BYTES: Final = 256 * 1024
 
 
 class Pool:
@@ -41,11 +44,13 @@ class Pool:
     ) -> StreamRequest:
         """A request as it is: `target` is path and query, encoded already. Enter it to send it and have the answer.
 
-        `timeout_seconds` bounds everything up to the end of the answer.
+        An answer of up to 256 KB has come whole by then. `timeout_seconds` bounds everything up to the answer's end,
+        also when nobody waits for it any more. Without it, the answer is an endless one and comes as it is sent.
         """
         request = self._clients[service].request(method, self._urls[service] + target).headers(headers)
         if body:
             request = request.body_bytes(body)
-        if timeout_seconds is not None:
-            request = request.timeout(timedelta(seconds=timeout_seconds))
-        return request.build_streamed()
+        if timeout_seconds is None:
+            return request.streamed_read_buffer_limit(0).build_streamed()
+        request = request.timeout(timedelta(seconds=timeout_seconds))
+        return request.streamed_read_buffer_limit(MAX_WHOLE_BYTES).build_streamed()

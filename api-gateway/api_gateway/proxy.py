@@ -10,7 +10,6 @@ from typing import Final
 
 from pyreqwest.exceptions import PyreqwestError
 from pyreqwest.response import Response
-from shared.authentication import Authenticator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_gateway.addresses import ClientAddresses
@@ -20,9 +19,10 @@ from api_gateway.creations import Creation, Creations
 from api_gateway.failures import FAILURES, problem_of
 from api_gateway.headers import request_headers, response_headers
 from api_gateway.limits import Verdict, rate_limit_headers
-from api_gateway.pool import Pool
-from api_gateway.routes import CREATE, METHODS, PUBLIC, Route, find_route, is_own
+from api_gateway.pool import MAX_WHOLE_BYTES, Pool
+from api_gateway.routes import CREATE, METHODS, PUBLIC, STREAM, Route, find_route, is_own
 from shared.auth import ServiceTokens
+from shared.authentication import Authenticator
 from shared.errors import AppError
 from shared.http.bundle import Parcel, Reply
 from shared.http.context import (
@@ -34,8 +34,6 @@ from shared.http.context import (
 )
 
 MAX_CONNECTIONS_PER_SERVICE: Final = 512
-MAX_WHOLE_BYTES: Final = 256 * 1024
-WATCH_AFTER_SECONDS: Final = 0.1
 SAFE_METHOD: Final = "GET"  # repeated once when the service broke off
 RETRY_PAUSE_SECONDS: Final = (0.01, 0.05)
 
@@ -130,25 +128,40 @@ class Forwarder:
         answer: "_Answer",
     ) -> None:
         timeout = min(self._timeout_seconds, seconds_left())
+        if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
+            reply = await self._create(headers, body, timeout)
+            if reply is not None:
+                await answer.give(reply)
+                return
+        if route.service == "user-service":
+            headers["X-Gateway-Token"] = f"Bearer {self._service_tokens.issue(route.service)}"
+        headers.setdefault("User-Agent", "")
+        headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
+        hung_up = False
         try:
-            async with asyncio.timeout(timeout) as limit, _HangUp(receive, limit) as hang_up:
-                if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
-                    reply = await self._creations.send(_creation(headers, body, timeout))
-                    if reply is not None:
-                        await answer.give(reply)
-                        return
-                if route.service == "user-service":
-                    headers["X-Gateway-Token"] = f"Bearer {self._service_tokens.issue(route.service)}"
-                headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
-                await self._forward(route, scope, headers, body, answer, hang_up)
+            if scope["raw_path"].endswith(STREAM):
+                async with asyncio.timeout(timeout) as limit, _HangUp(receive, limit) as hang_up:
+                    try:
+                        await self._attempt(route, scope, headers, body, answer, None, hang_up)
+                    finally:
+                        hung_up = hang_up.happened
+            else:
+                await self._forward(route, scope, headers, body, answer, timeout)
         except FAILURES as failure:
-            if hang_up.happened:
+            if hung_up:
                 return
             _log.warning("%s: %s", route.service, type(failure).__name__)
             if answer.begun:
                 return  # what is missing is seen by the caller: the server ends the connection
             raise problem_of(failure) from None
         await answer.finish()
+
+    async def _create(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Reply | None:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._creations.send(_creation(headers, body, timeout_seconds))
+        except TimeoutError as failure:
+            raise problem_of(failure) from None
 
     async def _forward(
         self,
@@ -157,15 +170,15 @@ class Forwarder:
         headers: Mapping[str, str],
         body: bytes,
         answer: "_Answer",
-        hang_up: "_HangUp",
+        timeout_seconds: float,
     ) -> None:
         try:
-            await self._attempt(route, scope, headers, body, answer, hang_up)
-        except PyreqwestError:
-            if scope["method"] != SAFE_METHOD or answer.begun:
+            await self._attempt(route, scope, headers, body, answer, timeout_seconds)
+        except PyreqwestError as failure:
+            if scope["method"] != SAFE_METHOD or answer.begun or isinstance(failure, TimeoutError):
                 raise
             await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
-            await self._attempt(route, scope, headers, body, answer, hang_up)
+            await self._attempt(route, scope, headers, body, answer, timeout_seconds)
 
     async def _attempt(
         self,
@@ -174,24 +187,23 @@ class Forwarder:
         headers: Mapping[str, str],
         body: bytes,
         answer: "_Answer",
-        hang_up: "_HangUp",
+        timeout_seconds: float | None,
+        hang_up: "_HangUp | None" = None,
     ) -> None:
         breaker = self._breakers[route.service]
         attempt = breaker.begin()
+        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, timeout_seconds)
         try:
-            async with self._pool.request(route.service, scope["method"], _target(scope), headers, body) as response:
+            async with request as response:
                 breaker.succeeded(attempt)
-                if answer.is_endless(response):
+                if hang_up is not None and _is_event_stream(response):
                     hang_up.watch_without_limit()
                 await answer.take(response)
         except PyreqwestError:
             breaker.failed(attempt)
             raise
         except asyncio.CancelledError:
-            if hang_up.happened:
-                breaker.given_up(attempt)
-            else:
-                breaker.failed(attempt)
+            breaker.given_up(attempt)
             raise
 
 
@@ -245,6 +257,11 @@ def _with(verdict: Verdict | None, send: Send) -> Send:
     return send_with_verdict
 
 
+def _is_event_stream(response: Response) -> bool:
+    """True for server-sent events, which have no total time limit."""
+    return (response.get_header("content-type") or "").startswith("text/event-stream")
+
+
 class _Answer:
     """A service's answer on its way to the caller: a small one goes on once it is whole, a large one as it comes."""
 
@@ -254,11 +271,6 @@ class _Answer:
         self._verdict = verdict
         self._response: Response | None = None
         self._rest = b""
-
-    @staticmethod
-    def is_endless(response: Response) -> bool:
-        """True for server-sent events, which have no total time limit."""
-        return (response.get_header("content-type") or "").startswith("text/event-stream")
 
     async def give(self, reply: Reply) -> None:
         """Send an answer that came whole."""
@@ -296,15 +308,13 @@ class _Answer:
 
 
 class _HangUp:
-    """Ends a time limit early when the caller hangs up. Most answers come before watching is worth a task."""
+    """Ends a time limit early when the caller hangs up."""
 
     def __init__(self, receive: Receive, limit: asyncio.Timeout) -> None:
         self.happened = False
         self._receive = receive
         self._limit = limit
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(WATCH_AFTER_SECONDS, self._watch)
+        self._watching = asyncio.ensure_future(self._watch())
 
     async def __aenter__(self) -> "_HangUp":
         return self
@@ -312,22 +322,15 @@ class _HangUp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        self._watching.cancel()
 
     def watch_without_limit(self) -> None:
         """From now on only the caller ends it."""
         self._limit.reschedule(None)
-        self._watch()
 
-    def _watch(self) -> None:
-        if self._task is None:
-            self._task = self._loop.create_task(self._wait())
-
-    async def _wait(self) -> None:
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.happened = True
         if not self._limit.expired():
-            self._limit.reschedule(self._loop.time())
+            self._limit.reschedule(asyncio.get_running_loop().time())

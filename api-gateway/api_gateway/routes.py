@@ -17,6 +17,7 @@ class Route:
 
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 PUBLIC: Final = frozenset({("POST", b"/users/register"), ("POST", b"/users/login"), ("POST", b"/users/refresh")})
+STREAM: Final = b"/stream"  # how the paths of server-sent events end
 CREATE: Final = ("POST", b"/transactions/create")
 
 _ROUTES: Final = {

@@ -39,7 +39,6 @@ class GatewaySettings(Settings):
 
     cors_allowed_origins: Origins = ()
 
-    user_service_url: ServiceUrl = "http://localhost:8001"
     wallet_service_url: ServiceUrl = "http://localhost:8002"
     transaction_service_url: ServiceUrl = "http://localhost:8003"
     payment_gateway_url: ServiceUrl = "http://localhost:8004"

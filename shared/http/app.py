@@ -13,7 +13,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
 
-from shared.auth import Principal, ServiceTokens, UserTokens, bearer_token
+from shared.auth import Principal, ServiceTokens, bearer_token
+from shared.authentication import Authenticates
 from shared.errors import AppError, UnauthorizedError, UnavailableError
 from shared.http.docs import install_docs
 from shared.http.edge import BODY_TIMEOUT_SECONDS, Edge
@@ -116,13 +117,13 @@ def create_api(
     return app
 
 
-def user_of(tokens: UserTokens) -> Any:
+def user_of(authenticator: Authenticates) -> Any:
     """A dependency's type: the person whose access token came with the request."""
 
     async def authenticate(
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> Principal:
-        return tokens.verify(bearer_token(_single_header(request, "authorization")))
+        return await authenticator.authenticate(_single_header(request, "authorization"))
 
     return Depends(authenticate)
 

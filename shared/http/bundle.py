@@ -27,7 +27,7 @@ class Reply(msgspec.Struct, array_like=True, frozen=True):
 
 
 Replies = list[Reply | None]
-"""An answer a parcel, in the parcels' order; None where the request has to be sent by itself, and nothing was done."""
+"""An answer a parcel, in their order; None where the request has to be sent by itself, and nothing was done."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _parcels: Final = msgspec.msgpack.Decoder(list[Parcel])

@@ -23,6 +23,7 @@ CONNECT_TIMEOUT: Final = timedelta(seconds=2)
 KEEP_ALIVE: Final = timedelta(seconds=30)  # less than the 65 s after which a service closes an idle connection
 
 _BODY_AT_FAULT: Final = frozenset({400, 413, 415, 422})
+_CONFLICT: Final = 409
 
 
 def plain_client(max_connections: int) -> Client:
@@ -54,8 +55,16 @@ class ServiceRefusedError(ServiceCallError):
     """The service would not have this body (400, 413, 415, 422); with other items in it, it might."""
 
 
+class ServiceConflictError(ServiceCallError):
+    """The service refuses because of how things are (409); `code` is that of its problem document."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class ServiceClient:
-    """Posts JSON to one service's `/internal` operations. Open for the length of an `async with`."""
+    """Calls one service's `/internal` operations in JSON. Open for the length of an `async with`."""
 
     def __init__(self, service: str, base_url: str, tokens: ServiceTokens) -> None:
         self._service = service
@@ -64,49 +73,69 @@ class ServiceClient:
         self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
-        self._client = plain_client(MAX_CONNECTIONS)
+        self.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            await self._client.close()
+        await self.close()
+
+    def open(self) -> None:
+        """Make the pool, in the running loop; connections follow when they are needed."""
+        if self._client is None:
+            self._client = plain_client(MAX_CONNECTIONS)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def get(self, path: str) -> Any:
+        """As `post`, for what only looks."""
+        return await self._call("GET", path, None)
 
     async def post(self, path: str, payload: Any) -> Any:
         """The decoded JSON of a 200 answer; anything else raises ServiceCallError: unknown, never a no.
 
-        Raises ServiceRefusedError where the body is at fault.
+        Raises ServiceRefusedError where the body is at fault, ServiceConflictError for a 409.
         """
-        answer = await self.post_bytes(path, json.dumps(payload).encode(), "application/json")
-        try:
-            return json.loads(answer)
-        except ValueError as error:
-            raise ServiceCallError(f"{self._service} answered something else than JSON") from error
+        return await self._call("POST", path, json.dumps(payload).encode())
 
-    async def post_bytes(self, path: str, body: bytes, media_type: str) -> bytes:
-        """As `post`, with a body that is encoded already and an answer that is not decoded yet."""
+    async def _call(self, method: str, path: str, body: bytes | None) -> Any:
         if self._client is None:
             raise RuntimeError("enter the client first")
         timeout = min(CALL_TIMEOUT_SECONDS, seconds_left())
         if timeout <= 0:
             raise ServiceCallError(f"no time left to call {self._service}")
         context = current_context()
-        headers = {
-            "Content-Type": media_type,
-            "Authorization": f"Bearer {self._tokens.issue(self._service)}",
-            REQUEST_ID_HEADER: context.trace.request_id,
-            TRACEPARENT_HEADER: context.trace.traceparent,
-            DEADLINE_HEADER: str(int(timeout * 1000)),
-        }
-        request = self._client.post(self._base_url + path).headers(headers).body_bytes(body)
+        request = self._client.request(method, self._base_url + path).headers(
+            {
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {self._tokens.issue(self._service)}",
+                REQUEST_ID_HEADER: context.trace.request_id,
+                TRACEPARENT_HEADER: context.trace.traceparent,
+                DEADLINE_HEADER: str(int(timeout * 1000)),
+            }
+        )
+        if body is not None:
+            request = request.body_bytes(body)
         try:
             response = await request.timeout(timedelta(seconds=timeout)).build().send()
             answer = bytes(await response.bytes())
-        except (PyreqwestError, OSError) as error:
+            if response.status in _BODY_AT_FAULT:
+                raise ServiceRefusedError(f"{self._service} answered {response.status}")
+            if response.status == _CONFLICT:
+                raise ServiceConflictError(_code(answer))
+            if response.status != 200:
+                raise ServiceCallError(f"{self._service} answered {response.status}")
+            return json.loads(answer)
+        except (PyreqwestError, OSError, ValueError) as error:
             raise ServiceCallError(f"{self._service} did not answer: {type(error).__name__}") from error
-        if response.status in _BODY_AT_FAULT:
-            raise ServiceRefusedError(f"{self._service} answered {response.status}")
-        if response.status != 200:
-            raise ServiceCallError(f"{self._service} answered {response.status}")
-        return answer
+
+
+def _code(problem: bytes) -> str:
+    """The code of a problem document; empty where there is none."""
+    document = json.loads(problem)
+    return str(document.get("code", "")) if isinstance(document, dict) else ""

@@ -32,6 +32,7 @@ class Sandbox:
             "MONGO_DB": f"test_{self._suffix}",
             "KAFKA_TOPIC_PREFIX": f"test-{self._suffix}-",
             "REDIS_KEY_PREFIX": f"test-{self._suffix}:",
+            "USER_SERVICE_URL": "http://127.0.0.1:1",  # nobody's, unless a test has one of its own
         }
         self._maintenance_db = engines["POSTGRES_DB"]
 

@@ -14,12 +14,13 @@ class Person:
 
     role: str = "user"
     id: UUID = field(default_factory=new_id)
+    session_id: UUID = field(default_factory=new_id)
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that say who calls."""
         secret = Settings(_env_file=None).jwt_secret_key.get_secret_value()
-        return {"Authorization": f"Bearer {UserTokens(secret).issue(self.id, self.role)}"}
+        return {"Authorization": f"Bearer {UserTokens(secret).issue(self.id, self.role, self.session_id)}"}
 
 
 def service_headers(caller: str, callee: str) -> dict[str, str]:

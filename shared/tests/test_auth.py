@@ -16,7 +16,7 @@ from shared.ids import new_id
 
 SECRET = "a secret that only the tests know, 40 bytes"
 HEADER = {"alg": "HS256", "typ": "JWT"}
-ALICE = new_id()
+ALICE, SESSION = new_id(), new_id()
 
 users = UserTokens(SECRET)
 
@@ -33,6 +33,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "exp": now + 900,
         "jti": str(new_id()),
         "role": "user",
+        "sid": str(SESSION),
     }
     return {name: value for name, value in (good | changes).items() if value is not ...}
 
@@ -59,25 +60,25 @@ def assert_refused(token: str) -> None:
 
 @pytest.mark.parametrize("role", ["user", "merchant", "admin"])
 def test_an_issued_token_says_who_calls(role: str) -> None:
-    assert users.verify(users.issue(ALICE, role)) == Principal(ALICE, role)
+    assert users.verify(users.issue(ALICE, role, SESSION)) == Principal(ALICE, role, SESSION)
 
 
 def test_the_tests_own_signature_is_the_standards() -> None:
-    assert users.verify(signed(claims())) == Principal(ALICE, "user")
+    assert users.verify(signed(claims())) == Principal(ALICE, "user", SESSION)
 
 
 def test_an_issued_token_has_every_claim_and_ends_after_fifteen_minutes() -> None:
-    header, payload, _ = users.issue(ALICE, "user").split(".")
+    header, payload, _ = users.issue(ALICE, "user", SESSION).split(".")
     found = json.loads(base64.urlsafe_b64decode(payload + "=="))
 
     assert json.loads(base64.urlsafe_b64decode(header + "==")) == {"alg": "HS256", "typ": "JWT"}
-    assert found.keys() == {"iss", "aud", "sub", "typ", "iat", "exp", "jti", "role"}
+    assert found.keys() == {"iss", "aud", "sub", "typ", "iat", "exp", "jti", "role", "sid"}
     assert found["exp"] - found["iat"] == 15 * 60
     assert (found["iss"], found["aud"], found["typ"]) == ("payment-system", "payment-system-api", "access")
 
 
 def test_no_two_tokens_are_the_same() -> None:
-    assert users.issue(ALICE, "user") != users.issue(ALICE, "user")
+    assert users.issue(ALICE, "user", SESSION) != users.issue(ALICE, "user", SESSION)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_one_changed_letter_breaks_the_signature(position: int, bit: int) -> Non
     assert_refused(token[:position] + changed + token[position + 1 :])
 
 
-@pytest.mark.parametrize("missing", ["iss", "aud", "sub", "typ", "iat", "exp", "jti", "role"])
+@pytest.mark.parametrize("missing", ["iss", "aud", "sub", "typ", "iat", "exp", "jti", "role", "sid"])
 def test_every_claim_is_required(missing: str) -> None:
     assert_refused(signed(claims(**{missing: ...})))
 
@@ -153,6 +154,12 @@ def test_every_claim_is_required(missing: str) -> None:
         ("role", ["admin"]),
         ("role", {"admin": 1}),
         ("role", True),
+        ("sid", ""),
+        ("sid", "session"),
+        ("sid", None),
+        ("sid", 7),
+        ("sid", [str(SESSION)]),
+        ("sid", {}),
         ("exp", 0),
         ("exp", -1),
         ("exp", None),
@@ -197,7 +204,7 @@ def test_clocks_may_differ_by_thirty_seconds(changes: dict[str, int], accepted: 
     token = signed(claims(**{name: now + seconds for name, seconds in changes.items()}))
 
     if accepted:
-        assert users.verify(token) == Principal(ALICE, "user")
+        assert users.verify(token) == Principal(ALICE, "user", SESSION)
     else:
         assert_refused(token)
 
@@ -298,14 +305,14 @@ def test_any_text_is_refused(token: str) -> None:
         lambda inner: st.lists(inner, max_size=2),
         max_leaves=3,
     ),
-    name=st.sampled_from(["iss", "aud", "sub", "typ", "jti", "role", "nbf", "exp", "iat"]),
+    name=st.sampled_from(["iss", "aud", "sub", "typ", "jti", "role", "sid", "nbf", "exp", "iat"]),
 )
 def test_any_value_of_a_claim_is_accepted_or_refused_and_breaks_nothing(payload: Any, name: str) -> None:
     try:
         principal = users.verify(signed(claims(**{name: payload})))
     except UnauthorizedError:
         return
-    assert principal == Principal(ALICE, "user")
+    assert principal == Principal(ALICE, "user", SESSION)
 
 
 def test_a_service_proves_its_name_to_the_one_it_calls_and_to_no_other() -> None:
@@ -328,7 +335,7 @@ def test_a_token_of_a_person_is_none_of_a_service_and_the_other_way_even_under_o
     service = ServiceTokens(SECRET, "payment-system-api")
 
     with pytest.raises(UnauthorizedError):
-        service.verify(users.issue(ALICE, "admin"))
+        service.verify(users.issue(ALICE, "admin", SESSION))
     with pytest.raises(UnauthorizedError):
         users.verify(service.issue("payment-system-api"))
     with pytest.raises(UnauthorizedError):
@@ -341,7 +348,7 @@ def test_one_secret_does_not_open_the_other_kind_of_door() -> None:
     people, services = UserTokens("p" * 40), ServiceTokens("s" * 40, "wallet-service")
 
     with pytest.raises(UnauthorizedError):
-        services.verify(people.issue(ALICE, "user"))
+        services.verify(people.issue(ALICE, "user", SESSION))
     with pytest.raises(UnauthorizedError):
         people.verify(services.issue("wallet-service"))
 

@@ -37,12 +37,21 @@ async def platform(engines: dict[str, str]) -> AsyncIterator[Platform]:
     async with sandbox_on(engines) as sandbox, AsyncExitStack() as stack:
         settings = sandbox.settings
         users = await stack.enter_async_context(serving(create_user_service(settings(UserSettings, bcrypt_rounds=4))))
-        wallets = await stack.enter_async_context(serving(create_wallet_service(settings(WalletSettings))))
-        payments = await stack.enter_async_context(serving(create_payment_gateway(settings(PaymentSettings))))
+        wallets = await stack.enter_async_context(
+            serving(create_wallet_service(settings(WalletSettings, user_service_url=users)))
+        )
+        payments = await stack.enter_async_context(
+            serving(create_payment_gateway(settings(PaymentSettings, user_service_url=users)))
+        )
         transactions = await stack.enter_async_context(
             serving(
                 create_transaction_service(
-                    settings(TransactionSettings, wallet_service_url=wallets, payment_gateway_url=payments)
+                    settings(
+                        TransactionSettings,
+                        user_service_url=users,
+                        wallet_service_url=wallets,
+                        payment_gateway_url=payments,
+                    )
                 )
             )
         )

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from payment_gateway.domain import Kind, Order, Status
 from payment_gateway.service import Payments
-from shared.auth import Principal, ServiceTokens, UserTokens
+from shared.auth import Principal, ServiceTokens
+from shared.authentication import Authenticates
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, UtcTime
@@ -37,10 +38,10 @@ class PaymentOut(BaseModel):
     updated_at: UtcTime
 
 
-def payments_router(payments: Payments, tokens: UserTokens) -> APIRouter:
+def payments_router(payments: Payments, authenticator: Authenticates) -> APIRouter:
     """The public operations under `/payments`."""
     router = strict_router("payments")
-    current_user: Any = user_of(tokens)
+    current_user: Any = user_of(authenticator)
 
     @router.get("/payments/{payment_id}", responses=problems(401, 404))
     async def get_payment(payment_id: UUID, caller: Annotated[Principal, current_user]) -> PaymentOut:

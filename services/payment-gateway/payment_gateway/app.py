@@ -13,7 +13,8 @@ from payment_gateway.service import Payments
 from payment_gateway.settings import PaymentSettings
 from payment_gateway.simulator import SandboxProvider
 from payment_gateway.worker import follow_up
-from shared.auth import ServiceTokens, UserTokens
+from shared.auth import ServiceTokens
+from shared.authentication import authenticator_of, following
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
@@ -30,12 +31,16 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    authenticator = authenticator_of(settings, registry)
     provider = SandboxProvider(settings.sandbox_settle_seconds, settings.sandbox_reversal_seconds)
     payments = Payments(database, provider, relay)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with publishing(settings, FOLDER, database, relay, lambda: follow_up(payments)):
+        async with (
+            publishing(settings, FOLDER, database, relay, lambda: follow_up(payments)),
+            following(authenticator),
+        ):
             yield
 
     app = create_api(
@@ -46,7 +51,7 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    app.include_router(payments_router(payments, UserTokens(settings.jwt_secret_key.get_secret_value())))
+    app.include_router(payments_router(payments, authenticator))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app.include_router(internal_router(payments, service_tokens))
     return app

@@ -61,7 +61,8 @@ def test_a_plain_body_is_read(kind: str, amount: str) -> None:
 
 def test_the_sample_of_the_readme_is_plain() -> None:
     body = (
-        b'{\n    "transaction_type": "transfer",\n    "amount": 50.00,\n    "currency": "USD",\n    "from_wallet_id": "'
+        b'{\n    "transaction_type": "transfer",\n    "amount": 50.00,\n    "currency": "USD",\n'
+        b'    "from_wallet_id": "'
         + MINE.encode()
         + b'",\n    "to_wallet_id": "'
         + THEIRS.encode()

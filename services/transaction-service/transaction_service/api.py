@@ -15,7 +15,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from shared.auth import Principal, UserTokens
+from shared.auth import Principal
+from shared.authentication import Authenticates
 from shared.errors import AppError
 from shared.http.app import IdempotencyKey, strict_router, user_of
 from shared.http.problems import problems
@@ -218,10 +219,10 @@ class TransactionList(BaseModel):
     has_more: bool
 
 
-def transactions_router(transactions: Transactions, tokens: UserTokens) -> APIRouter:
+def transactions_router(transactions: Transactions, authenticator: Authenticates) -> APIRouter:
     """The public operations under `/transactions`."""
     router = strict_router("transactions")
-    current_user: Any = user_of(tokens)
+    current_user: Any = user_of(authenticator)
 
     @router.post(
         "/transactions/create",

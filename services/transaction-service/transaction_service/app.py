@@ -8,7 +8,8 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from shared.auth import ServiceTokens, UserTokens
+from shared.auth import ServiceTokens
+from shared.authentication import authenticator_of, following
 from shared.background import running
 from shared.consumer import Consumer
 from shared.database import Database
@@ -18,6 +19,7 @@ from shared.logs import configure_logging
 from shared.outbox import Relay, publishing
 from shared.settings import load
 from transaction_service.api import transactions_router
+from transaction_service.bundles import bundles_router
 from transaction_service.clients import PaymentClient, WalletClient
 from transaction_service.domain import INSIDE, OUTSIDE
 from transaction_service.journal import Journal
@@ -36,6 +38,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
     payments = ServiceClient("payment-gateway", settings.payment_gateway_url, service_tokens)
@@ -50,6 +53,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
             wallets,
             payments,
             publishing(settings, FOLDER, database, relay),
+            following(authenticator),
         ):
             # A slow provider keeps a sweeper busy: what stays inside has one of its own.
             async with running(
@@ -71,6 +75,6 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    user_tokens = UserTokens(settings.jwt_secret_key.get_secret_value())
-    app.include_router(transactions_router(transactions, user_tokens))
+    app.include_router(transactions_router(transactions, authenticator))
+    app.include_router(bundles_router(transactions, authenticator, service_tokens))
     return app

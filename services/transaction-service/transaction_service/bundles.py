@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
-from shared.authentication import Authenticator
 
 from shared.auth import Principal, ServiceTokens
+from shared.authentication import Authenticator
 from shared.errors import AppError, UnauthorizedError, UnavailableError
 from shared.http import bundle
 from shared.http.app import service_of

@@ -24,7 +24,7 @@ class _BetweenWallets(msgspec.Struct, forbid_unknown_fields=True):
     currency: str
     from_wallet_id: UUID
     to_wallet_id: UUID
-    description: str | None | msgspec.UnsetType = msgspec.UNSET
+    description: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class PlainWish(NamedTuple):

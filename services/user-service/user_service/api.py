@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from shared.auth import Principal, UserTokens
+from shared.authentication import Authenticates
 from shared.http.app import strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import SINGLE_LINE, UtcTime
@@ -84,10 +85,10 @@ class LoginOut(BaseModel):
     user: UserOut
 
 
-def users_router(users: Users, tokens: UserTokens) -> APIRouter:
+def users_router(users: Users, tokens: UserTokens, authenticator: Authenticates) -> APIRouter:
     """The public operations under `/users`."""
     router = strict_router("users")
-    current_user: Any = user_of(tokens)
+    current_user: Any = user_of(authenticator)
 
     @router.post("/users/register", status_code=201, responses=problems(400, 409, 413, 415))
     async def register(body: RegisterIn) -> UserOut:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from shared.auth import UserTokens
+from shared.authentication import authenticator_of, following
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
@@ -29,13 +30,14 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    authenticator = authenticator_of(settings, registry)
     passwords = Passwords(settings.bcrypt_rounds)
     tokens = UserTokens(settings.jwt_secret_key.get_secret_value(), settings.access_token_expire_minutes * 60)
     users = Users(database, passwords, tokens, relay)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with publishing(settings, FOLDER, database, relay):
+        async with publishing(settings, FOLDER, database, relay), following(authenticator):
             yield
         passwords.close()
 
@@ -47,5 +49,5 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    app.include_router(users_router(users, tokens))
+    app.include_router(users_router(users, tokens, authenticator))
     return app

@@ -7,6 +7,7 @@ from shared.auth import UserTokens
 from shared.database import Database
 from shared.errors import UnauthorizedError
 from shared.events import OutgoingEvent, UserRegistered
+from shared.ids import new_id
 from shared.outbox import Relay
 from user_service import models, queries
 from user_service.domain import EmailTakenError, InvalidCredentialsError, Registration, User
@@ -53,7 +54,7 @@ class Users:
         matches = await self._passwords.verify(password, row.password_hash if row else None)
         if row is None or not matches or row.status != "active":
             raise InvalidCredentialsError
-        return _user(row), self._tokens.issue(row.id, row.role)
+        return _user(row), self._tokens.issue(row.id, row.role, new_id())
 
     async def profile(self, user_id: UUID) -> User:
         """The user; raises UnauthorizedError when there is none any more."""

@@ -6,7 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from shared.auth import Principal, ServiceTokens, UserTokens
+from shared.auth import Principal, ServiceTokens
+from shared.authentication import Authenticates
 from shared.http.app import service_of, strict_router, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, InstantIn, PageLimit, UtcTime
@@ -73,10 +74,10 @@ class EntryList(BaseModel):
     has_more: bool
 
 
-def wallets_router(wallets: Wallets, tokens: UserTokens) -> APIRouter:
+def wallets_router(wallets: Wallets, authenticator: Authenticates) -> APIRouter:
     """The public operations under `/wallets`."""
     router = strict_router("wallets")
-    current_user: Any = user_of(tokens)
+    current_user: Any = user_of(authenticator)
 
     @router.post("/wallets/create", status_code=201, responses=problems(400, 401, 403, 409, 413, 415))
     async def create_wallet(body: WalletIn, caller: Annotated[Principal, current_user]) -> WalletOut:

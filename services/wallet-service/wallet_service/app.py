@@ -8,7 +8,8 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from shared.auth import ServiceTokens, UserTokens
+from shared.auth import ServiceTokens
+from shared.authentication import authenticator_of, following
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
@@ -28,11 +29,12 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     registry = CollectorRegistry()
     database = Database(settings)
     relay = Relay(database, settings, registry)
+    authenticator = authenticator_of(settings, registry)
     ledger = Ledger(database, relay)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with publishing(settings, FOLDER, database, relay):
+        async with publishing(settings, FOLDER, database, relay), following(authenticator):
             yield
             await ledger.close()
 
@@ -44,9 +46,7 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
-    app.include_router(
-        wallets_router(Wallets(database, relay), UserTokens(settings.jwt_secret_key.get_secret_value()))
-    )
+    app.include_router(wallets_router(Wallets(database, relay), authenticator))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app.include_router(internal_router(ledger, service_tokens))
     return app
