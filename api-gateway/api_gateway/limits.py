@@ -295,7 +295,8 @@ class RateLimiter:
         allowed = used < account.limit.per_minute
         if allowed:
             account.note(int(now * self._slots_per_second))
-        frees_at = (account.uses[0] + 1) / self._slots_per_second + self._window_seconds
+        oldest_at = min(now, (account.uses[0] + 1) / self._slots_per_second)
+        frees_at = oldest_at + self._window_seconds
         return self._verdict(account, now, "alone", allowed, account.limit.per_minute - used - 1, frees_at)
 
     def _verdict(
