@@ -9,6 +9,7 @@ empty do no harm. While Redis is out, each process keeps to the limit by its own
 import asyncio
 import logging
 import math
+import secrets
 import struct
 import time
 from array import array
@@ -25,7 +26,6 @@ from redis.exceptions import NoScriptError
 
 from shared.batching import Batcher
 from shared.errors import AppError
-from shared.ids import new_id
 from shared.redis import OUT, TIMEOUT_SECONDS
 
 WINDOW_SECONDS: Final = 60.0
@@ -146,8 +146,8 @@ class _Account:
     """
 
     limit: Limit
-    redis_key: str
-    redis_field: str
+    key: str
+    number: int
     uses: "array[int]" = field(default_factory=lambda: array("Q"))
     lot: int = 0
     left: int = 0
@@ -216,7 +216,7 @@ class RateLimiter:
         self._slots_per_second = SLOTS_PER_WINDOW / window_seconds
         self._max_keys = max_keys
         self._accounts: OrderedDict[tuple[str, str], _Account] = OrderedDict()
-        self._process = new_id().hex
+        self._process = f"{secrets.token_hex(8)}-"
         self._numbers = count()
         self._leases = Batcher(self._decide, max_size=MAX_KEYS_PER_CALL)
         self._out_until = 0.0
@@ -255,8 +255,8 @@ class RateLimiter:
             return known
         if len(self._accounts) >= self._max_keys:
             self._accounts.popitem(last=False)
-        # A field of its own for each account: one that was forgotten and comes back must not unsay what it said.
-        account = _Account(limit, f"{self._prefix}{limit.name}:{key}", f"{self._process}{next(self._numbers)}")
+        # The number makes the field its own: an account that was forgotten and comes back must not unsay what it said.
+        account = _Account(limit, key, next(self._numbers))
         self._accounts[limit.name, key] = account
         return account
 
@@ -340,7 +340,9 @@ class RateLimiter:
             age_seconds = now - (slot + 1) / self._slots_per_second
             uses += (max(0, int(age_seconds * 1000)), used)
         arguments = (
-            *(account.redis_key, account.redis_field, now * 1000, account.limit.per_minute, wanted),
+            f"{self._prefix}{account.limit.name}:{account.key}",
+            f"{self._process}{account.number}",
+            *(now * 1000, account.limit.per_minute, wanted),
             *(int(self._window_seconds * 1000), int(self._lot_seconds * 1000)),
             struct.pack(f"<{len(uses)}I", *uses),
         )

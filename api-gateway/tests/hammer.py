@@ -44,8 +44,8 @@ async def main() -> None:
     """Hammer, and print what came of it."""
     port, prefix, *numbers = sys.argv[1:]
     per_window, window_seconds, lot_seconds, seconds = map(float, numbers)
-    shared.redis.TIMEOUT_SECONDS = PATIENCE_SECONDS  # type: ignore[misc] # a constant, but for this test
-    api_gateway.limits.TIMEOUT_SECONDS = PATIENCE_SECONDS  # type: ignore[misc] # same
+    for module in (shared.redis, api_gateway.limits):
+        setattr(module, "TIMEOUT_SECONDS", PATIENCE_SECONDS)  # noqa: B010 - a constant, but for this test
     redis = shared.redis.connect(Settings(_env_file=None, redis_host="127.0.0.1", redis_port=int(port)))
     limiter = RateLimiter(redis, prefix, CollectorRegistry(), window_seconds=window_seconds, lot_seconds=lot_seconds)
     taken = await hammer(limiter, Limit("address", int(per_window)), seconds)

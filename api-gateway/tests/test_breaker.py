@@ -46,6 +46,10 @@ def fail(breaker: Breaker, times: int = FAILURES_TO_OPEN) -> None:
         breaker.failed(breaker.begin())
 
 
+def state_of(breaker: Breaker) -> State:
+    return breaker.state
+
+
 def is_refused(breaker: Breaker) -> bool:
     try:
         breaker.begin()
@@ -72,7 +76,7 @@ def test_an_answer_between_failures_keeps_it_closed(breaker: Breaker) -> None:
         fail(breaker, FAILURES_TO_OPEN - 1)
         breaker.succeeded(breaker.begin())
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_after_a_while_one_call_finds_out_and_the_others_are_refused_meanwhile(
@@ -85,7 +89,7 @@ def test_after_a_while_one_call_finds_out_and_the_others_are_refused_meanwhile(
     assert [is_refused(breaker) for _ in range(3)] == [True] * 3
     breaker.succeeded(probe)
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert [is_refused(breaker) for _ in range(3)] == [False] * 3
 
 
@@ -107,7 +111,7 @@ def test_a_probe_whose_caller_hangs_up_leaves_it_to_the_next_call(breaker: Break
 
     breaker.succeeded(breaker.begin())
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_a_probe_that_never_ends_is_followed_by_another(breaker: Breaker, clock: Clock) -> None:
@@ -118,10 +122,10 @@ def test_a_probe_that_never_ends_is_followed_by_another(breaker: Breaker, clock:
     second = breaker.begin()
 
     breaker.failed(lost)
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     breaker.succeeded(second)
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_calls_from_before_it_opened_say_nothing_about_now(breaker: Breaker, clock: Clock) -> None:
@@ -129,14 +133,14 @@ def test_calls_from_before_it_opened_say_nothing_about_now(breaker: Breaker, clo
     fail(breaker)
     for call in early[:10]:
         breaker.succeeded(call)
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
     clock.now += OPEN_SECONDS
     breaker.succeeded(breaker.begin())
 
     for call in early[10:]:
         breaker.failed(call)
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert not is_refused(breaker)
 
 
@@ -144,7 +148,7 @@ def test_a_caller_that_hangs_up_while_it_is_closed_is_no_failure(breaker: Breake
     for _ in range(10 * FAILURES_TO_OPEN):
         breaker.given_up(breaker.begin())
 
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_each_service_has_its_own_and_a_metric_shows_it(
@@ -177,7 +181,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        before = self.breaker.state
+        before = state_of(self.breaker)
         if is_refused(self.breaker):
             assert before is not State.CLOSED
             return
@@ -195,9 +199,9 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["succeeded", "failed", "given_up"]))
     def end(self, data: st.DataObject, how: str) -> None:
         call = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
-        before = self.breaker.state
+        before = state_of(self.breaker)
         getattr(self.breaker, how)(call)
-        after = self.breaker.state
+        after = state_of(self.breaker)
         if before is State.HALF_OPEN and call != self.probe:
             assert after is before
         if before is State.OPEN:
