@@ -326,7 +326,7 @@ async def test_valkey_forgets_a_key_when_nothing_of_it_counts(make: Make, prefix
     await process.take()
     (key,) = [name async for name in process.redis.scan_iter(match=f"{prefix}*")]
 
-    assert key == f"{prefix}limit:address:{KEY}".encode()
+    assert key == f"{prefix}limit:v1:address:{KEY}".encode()
     assert 0 < await process.redis.pttl(key) <= (WINDOW_SECONDS + LOT_SECONDS) * 1000
 
 
@@ -338,7 +338,7 @@ async def test_an_address_that_is_only_refused_leaves_nothing_of_its_process(
     assert await first.passed(1, login) == 1
     assert await second.passed(1, login) == 0
 
-    assert await first.redis.hlen(f"{prefix}limit:login:{KEY}") == 1
+    assert await first.redis.hlen(f"{prefix}limit:v1:login:{KEY}") == 1
 
 
 async def test_a_process_that_ended_is_forgotten_when_its_requests_no_longer_count(
@@ -347,7 +347,7 @@ async def test_a_process_that_ended_is_forgotten_when_its_requests_no_longer_cou
     ended = await make(window_seconds=0.2, lot_seconds=0.1)
     other = await make(window_seconds=0.2, lot_seconds=0.1)
     await ended.take()
-    name = f"{prefix}limit:address:{KEY}"
+    name = f"{prefix}limit:v1:address:{KEY}"
 
     async def is_forgotten() -> bool:
         await other.take()
@@ -376,7 +376,7 @@ async def test_what_lies_in_the_future_is_from_before_the_clock_was_set_back_and
 ) -> None:
     process = await make()
     future_ms = (time.time() + 7200) * 1000
-    name = f"{prefix}limit:login:{KEY}"
+    name = f"{prefix}limit:v1:login:{KEY}"
     await process.redis.hset(name, "another", struct.pack("<ddI", 0.0, future_ms, 10))
 
     assert await process.passed(11, Limit("login", 10)) == 10
@@ -464,6 +464,33 @@ async def test_a_frozen_valkey_costs_one_request_a_second_fifty_milliseconds(
 
         valkey.thaw()
         await back_with_valkey(process, "192.0.2.9")
+        await process.close()
+
+
+async def test_what_passes_while_valkey_is_tried_again_is_paid_from_the_lot_that_it_grants(prefix: str) -> None:
+    async with own_valkey() as valkey:
+        process = Process(valkey, prefix, lot_seconds=LOT_SECONDS, max_keys=1000, window_seconds=60.0)
+        login = Limit("login", 10)
+        await process.take(login, "192.0.2.2")
+        valkey.freeze()
+        await process.take(login, "192.0.2.3")
+
+        async def is_tried_again() -> bool:
+            return process.limiter.take_now(login, "192.0.2.4") is None
+
+        await eventually(is_tried_again)
+        trying = asyncio.create_task(process.take(login))
+
+        async def is_under_way() -> bool:
+            return process.limiter.take_now(login, "192.0.2.4") is not None
+
+        await eventually(is_under_way)
+        verdicts = [process.limiter.take_now(login, KEY) for _ in range(12)]
+        meanwhile = sum(verdict is not None and verdict.allowed for verdict in verdicts)
+        assert meanwhile == 10
+        valkey.thaw()
+
+        assert meanwhile + (await trying).allowed + await process.passed(20, login) == 10
         await process.close()
 
 
