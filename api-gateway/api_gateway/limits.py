@@ -9,6 +9,7 @@ empty do no harm. While Redis is out, each process keeps to the limit by its own
 import asyncio
 import logging
 import math
+import secrets
 import struct
 import time
 from array import array
@@ -25,7 +26,6 @@ from redis.exceptions import NoScriptError
 
 from shared.batching import Batcher
 from shared.errors import AppError
-from shared.ids import new_id
 from shared.redis import OUT, TIMEOUT_SECONDS
 
 WINDOW_SECONDS: Final = 60.0
@@ -142,12 +142,12 @@ class _Account:
 
     `uses` is flat: a slot's number, how many passed in it, the next slot's number, and so on. `lot` units were
     granted, of which `left` may be used before `valid_until`; `last` says that there were no more. `spare` units were
-    left beyond the lot, and one more comes at `frees_at`.
+    left beyond the lot, and one more comes at `frees_at`. `untold` passed without a lot since Redis was last told.
     """
 
     limit: Limit
-    redis_key: str
-    redis_field: str
+    key: str
+    number: int
     uses: "array[int]" = field(default_factory=lambda: array("Q"))
     lot: int = 0
     left: int = 0
@@ -155,6 +155,7 @@ class _Account:
     valid_until: float = 0.0
     spare: int = 0
     frees_at: float = 0.0
+    untold: int = 0
 
     def note(self, slot: int) -> None:
         """Remember one use."""
@@ -172,10 +173,6 @@ class _Account:
         while end < len(uses) and uses[end] < before:
             end += 2
         del uses[:end]
-
-    def used(self) -> int:
-        """How many are remembered."""
-        return sum(self.uses[1::2])
 
     def covers(self, requests: int, now: float) -> bool:
         """True when so many need no lease."""
@@ -210,13 +207,13 @@ class RateLimiter:
     ) -> None:
         self._redis = redis
         self._script = redis.register_script(LEASE)
-        self._prefix = f"{prefix}limit:"
+        self._prefix = f"{prefix}limit:v1:"  # of the fields' format: versions that differ do not read each other's
         self._window_seconds = window_seconds
         self._lot_seconds = lot_seconds
         self._slots_per_second = SLOTS_PER_WINDOW / window_seconds
         self._max_keys = max_keys
         self._accounts: OrderedDict[tuple[str, str], _Account] = OrderedDict()
-        self._process = new_id().hex
+        self._process = f"{secrets.token_hex(8)}-"
         self._numbers = count()
         self._leases = Batcher(self._decide, max_size=MAX_KEYS_PER_CALL)
         self._out_until = 0.0
@@ -230,7 +227,7 @@ class RateLimiter:
         if account is not None and account.covers(1, now):
             return self._settle(account, now, "leased")
         if now < self._out_until:
-            return self._decide_alone(account or self._account(limit, key), now)
+            return self._decide_alone(self._account(limit, key), now)
         return None
 
     async def take(self, limit: Limit, key: str) -> Verdict:
@@ -255,8 +252,8 @@ class RateLimiter:
             return known
         if len(self._accounts) >= self._max_keys:
             self._accounts.popitem(last=False)
-        # A field of its own for each account: one that was forgotten and comes back must not unsay what it said.
-        account = _Account(limit, f"{self._prefix}{limit.name}:{key}", f"{self._process}{next(self._numbers)}")
+        # Its number gives it a field of its own: one that was forgotten and comes back must not unsay what it said.
+        account = _Account(limit, key, next(self._numbers))
         self._accounts[limit.name, key] = account
         return account
 
@@ -291,11 +288,13 @@ class RateLimiter:
 
     def _decide_alone(self, account: _Account, now: float) -> Verdict:
         self._forget(account, now)
-        used = account.used()
+        used = sum(account.uses[1::2])
         allowed = used < account.limit.per_minute
         if allowed:
             account.note(int(now * self._slots_per_second))
-        frees_at = (account.uses[0] + 1) / self._slots_per_second + self._window_seconds
+            account.untold += 1
+        oldest_at = min(now, (account.uses[0] + 1) / self._slots_per_second)
+        frees_at = oldest_at + self._window_seconds
         return self._verdict(account, now, "alone", allowed, account.limit.per_minute - used - 1, frees_at)
 
     def _verdict(
@@ -321,7 +320,7 @@ class RateLimiter:
         for question, (granted, spare, frees_ms) in zip(questions, answers, strict=True):
             account = question.account
             account.lot = granted
-            account.left = max(0, granted - (account.used() - question.used))  # what passed alone since then is paid
+            account.left = max(0, granted - account.untold)
             account.last = granted < question.wanted
             account.spare = spare
             # For Redis the lot begins after `now`, so this is the earlier end. A refusal is remembered as long.
@@ -332,18 +331,20 @@ class RateLimiter:
         """What to ask for these requests; the lot in hand is handed in with it."""
         self._forget(account, now)
         wanted = account.wanted(requests, now)
-        account.left, account.valid_until = 0, 0.0
+        account.left, account.valid_until, account.untold = 0, 0.0, 0
         uses: list[int] = []
         for position in range(len(account.uses) - 2, -1, -2):
             slot, used = account.uses[position : position + 2]
             age_seconds = now - (slot + 1) / self._slots_per_second
             uses += (max(0, int(age_seconds * 1000)), used)
         arguments = (
-            *(account.redis_key, account.redis_field, now * 1000, account.limit.per_minute, wanted),
+            f"{self._prefix}{account.limit.name}:{account.key}",
+            f"{self._process}{account.number}",
+            *(now * 1000, account.limit.per_minute, wanted),
             *(int(self._window_seconds * 1000), int(self._lot_seconds * 1000)),
             struct.pack(f"<{len(uses)}I", *uses),
         )
-        return _Question(account, wanted, account.used(), arguments)
+        return _Question(account, wanted, arguments)
 
     async def _send(self, questions: Sequence["_Question"]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -368,11 +369,10 @@ class RateLimiter:
 
 
 class _Question(NamedTuple):
-    """A lease to be asked for: `wanted` units, when `used` units had passed."""
+    """A lease to be asked for, of `wanted` units."""
 
     account: _Account
     wanted: int
-    used: int
     arguments: tuple[Any, ...]
 
 
@@ -382,7 +382,7 @@ class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._verdicts = prometheus_client.Counter(
             "rate_limit_verdicts",
-            "Verdicts: leased (from a lot in hand), asked (Redis), alone (Redis is out).",
+            "Verdicts: leased (by what Redis last said), asked (of Redis now), alone (Redis is out).",
             ["limit", "source", "outcome"],
             registry=registry,
         )
