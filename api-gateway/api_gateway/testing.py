@@ -64,7 +64,7 @@ class Service:
                     continue
                 self.requests.append(received)
                 answering = asyncio.ensure_future(self.answer(received, writer))
-                reading = asyncio.ensure_future(reader.read(1)) if received.target.endswith("watched/stream") else None
+                reading = asyncio.ensure_future(reader.read(1)) if "watched" in received.target else None
                 if reading is not None and await reading == b"":
                     self.hung_up.set()
                     answering.cancel()

@@ -157,6 +157,12 @@ async def test_only_known_headers_reach_the_caller(client: httpx.AsyncClient, se
         "x-request-id": "request-1",
         "cache-control": "no-store",
         "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "referrer-policy": "no-referrer",
+        "x-frame-options": "DENY",
+        "ratelimit-limit": "100",
+        "ratelimit-remaining": "99",
+        "ratelimit-reset": "60",
     }
 
 
@@ -427,7 +433,7 @@ async def test_a_service_that_was_gone_answers_again_when_it_is_back(
     "sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"], ids=["silent", "half-a-body"]
 )
 async def test_a_service_that_does_not_answer_in_time_is_a_504(
-    settings: GatewaySettings, services: dict[str, Service]
+    settings: GatewaySettings, services: dict[str, Service], sent: bytes
 ) -> None:
     async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(sent)
@@ -518,7 +524,9 @@ async def test_a_listener_that_hangs_up_ends_the_stream_of_the_service(
     async with asyncio.timeout(LIMIT_SECONDS), serving(create_app(settings)) as url:
         reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
         authorization = ALICE.headers["Authorization"]
-        writer.write(f"GET /wallets/watched/stream HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n".encode())
+        writer.write(
+            f"GET /wallets/watched/stream HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n".encode()
+        )
         await arrived.wait()
         await reader.readuntil(b"data: 1")
         writer.transport.abort()
