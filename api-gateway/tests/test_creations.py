@@ -40,9 +40,10 @@ class TransactionService:
         if received.target != "/internal/transactions":
             writer.write(http_answer("418 I'm a teapot", received.body, "Content-Type: application/json"))
             return
-        self.bundles.append(read_parcels(received.body))
+        parcels = read_parcels(received.body)
+        self.bundles.append(parcels)
         await self.open.wait()
-        replies: Replies = [self.reply(parcel) for parcel in self.bundles[-1]]
+        replies: Replies = [self.reply(parcel) for parcel in parcels]
         writer.write(http_answer("200 OK", write_replies(replies), "Content-Type: application/msgpack"))
 
 
