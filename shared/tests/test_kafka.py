@@ -14,9 +14,7 @@ from shared.testing.waiting import eventually
 
 def tasks_of_aiokafka() -> set[str]:
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
-    return {
-        coroutine.__qualname__ for coroutine in coroutines if "aiokafka" in coroutine.cr_code.co_filename
-    }
+    return {coroutine.__qualname__ for coroutine in coroutines if "aiokafka" in coroutine.cr_code.co_filename}
 
 
 async def gone() -> bool:
