@@ -153,7 +153,7 @@ class _Connection(asyncio.Protocol):
         if head_end < 0:
             self._rest = data
             return
-        if len(data) < head_end + len(HEAD_END) + _content_length(data, head_end):
+        if len(data) < head_end + len(HEAD_END) + content_length(data, head_end):
             self._rest = data
             return
         self._rest = b""
@@ -183,7 +183,8 @@ class _Connection(asyncio.Protocol):
             self._transport.write(next(self._state.requests))
 
 
-def _content_length(data: bytes, head_end: int) -> int:
+def content_length(data: bytes, head_end: int) -> int:
+    """The length of the body that follows the head of `data`; 0 where it does not say."""
     at = data.find(LENGTH, 0, head_end)
     if at < 0:
         at = data[:head_end].lower().find(LENGTH)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SAMPLES_PER_SECOND = 200
-TOP = 25
+TOP = 40
 STOP_LIMIT_SECONDS = 30.0
 
 
@@ -27,7 +27,16 @@ def profiled(name: str, pid: int | None, seconds: float) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory() as folder:
         stacks = Path(folder) / "stacks"
-        options = ["--rate", str(SAMPLES_PER_SECOND), "--format", "raw", "--output", str(stacks), "--nonblocking"]
+        options = [
+            "--rate",
+            str(SAMPLES_PER_SECOND),
+            "--format",
+            "raw",
+            "--output",
+            str(stacks),
+            "--function",
+            "--nonblocking",
+        ]
         watching = subprocess.Popen(
             [program, "record", "--pid", str(pid), "--duration", str(int(seconds)), *options],
             stdout=subprocess.DEVNULL,

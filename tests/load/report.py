@@ -107,7 +107,7 @@ def print_rounds(rounds: Sequence[Measured]) -> None:
             rate = f"{drain.depth / drain.seconds:,.0f}" if drain.depth else ""
             row += [f"{drain.depth:,}", f"{drain.seconds:.1f}", rate, f"{drain.quiet_seconds:.1f}"]
         rows.append(row + [""] * (len(head) - len(row)))
-    _print_table(head, rows, words=1)
+    print_table(head, rows, words=1)
     found = {each.title: each.driven.round.rate for each in rounds}
     for each in rounds:
         spread = found.get(f"spread {each.connections}")
@@ -128,7 +128,7 @@ def print_cpu(rounds: Sequence[Measured]) -> None:
         f"{each.micros(sum(each.cpu_afterwards.values())):.0f}" if each.load in TRANSFERS else "" for each in rounds
     ]
     rows.append(["and until it is quiet", *after])
-    _print_table(["us of CPU per answer", *(each.title for each in rounds)], rows, words=1)
+    print_table(["us of CPU per answer", *(each.title for each in rounds)], rows, words=1)
     cpus = os.cpu_count() or 1
     for each in rounds:
         own, seconds = sum(each.cpu.values()), each.driven.round.seconds
@@ -144,7 +144,7 @@ def print_memory(at_rest: Mapping[str, Memory], under_load: Mapping[str, Memory]
         [name, *(f"{value / 1e6:.0f}" for memory in (at_rest[name], found) for value in (memory.rss, memory.pss))]
         for name, found in under_load.items()
     ]
-    _print_table(["MB", "before: RSS", "PSS", "after: RSS", "PSS"], rows, words=1)
+    print_table(["MB", "before: RSS", "PSS", "after: RSS", "PSS"], rows, words=1)
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -165,7 +165,7 @@ def print_verdict(verdict: Verdict) -> None:
     print("all is well" if verdict.is_good else "NOT ALL IS WELL")
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> None:
     """The first `words` columns to the left, figures to the right."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
