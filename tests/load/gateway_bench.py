@@ -26,7 +26,7 @@ from infrastructure.embedded.stack import Stack  # noqa: E402 - same
 from infrastructure.embedded.waiting import wait_until  # noqa: E402 - same
 from shared.ids import new_id  # noqa: E402 - same
 from shared.testing.tokens import Person  # noqa: E402 - same
-from tests.load import backend, generator  # noqa: E402 - same
+from tests.load import backend, generator, profiling  # noqa: E402 - same
 from tests.load.generator import Driven, Load  # noqa: E402 - same
 from tests.load.measuring import cpu_seconds_of, machine, memory_of, peak_rss_of  # noqa: E402 - same
 from tests.load.own_process import Worker, own_process  # noqa: E402 - same
@@ -97,6 +97,9 @@ def run(options: argparse.Namespace) -> bool:
         print(f"errors: {errors}")
         print(f"gateway : bare forward = {ratio:.2f} ({RATIO_WANTED} wanted); by CPU {_by_cpu(best):.2f}")
         print(f"gateway: {best[GATEWAY].driven.round.rate:,.0f} requests/s ({RATE_WANTED:,} wanted)\n")
+        if options.profile:
+            with profiling.profiled(GATEWAY, place.forwarders[GATEWAY].pid, options.seconds):
+                place.drive(GATEWAY, options.seconds)
         flat = _memory(place, options.memory)
     return not errors and ratio >= RATIO_WANTED and flat
 
@@ -230,6 +233,7 @@ def main() -> int:
         metavar="REQUESTS",
         help=f"requests over which the memory is watched ({MILLION:,}; without the option {MILLION // 20:,})",
     )
+    parser.add_argument("--profile", action="store_true", help="watch the gateway by py-spy, if installed")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     if not hasattr(os, "sched_setaffinity") or not {CORE, OTHER_CORE} <= os.sched_getaffinity(0):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SAMPLES_PER_SECOND = 200
-TOP = 40
+SAMPLES_PER_SECOND = 100
+TOP = 20
 STOP_LIMIT_SECONDS = 30.0
 
 
@@ -25,32 +25,24 @@ def profiled(name: str, pid: int | None, seconds: float) -> Iterator[None]:
         sys.stderr.write(f"{name} is not watched: {'there is no such process' if pid is None else 'no py-spy'}\n")
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
-        stacks = Path(folder) / "stacks"
-        options = [
-            "--rate",
-            str(SAMPLES_PER_SECOND),
-            "--format",
-            "raw",
-            "--output",
-            str(stacks),
-            "--function",
-            "--nonblocking",
-        ]
-        watching = subprocess.Popen(
-            [program, "record", "--pid", str(pid), "--duration", str(int(seconds)), *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            yield
-            _, said = watching.communicate(timeout=STOP_LIMIT_SECONDS)
-        finally:
-            watching.kill()
-        if stacks.exists():
-            _print_top(name, stacks.read_text())
-        else:
-            sys.stderr.write(f"py-spy: {said.decode()}\n")
+    stacks = Path(tempfile.gettempdir()) / f"{name}.stacks"
+    stacks.unlink(missing_ok=True)
+    options = ["--rate", str(SAMPLES_PER_SECOND), "--function", "--format", "raw", "--output", str(stacks)]
+    watching = subprocess.Popen(
+        [program, "record", "--pid", str(pid), "--duration", str(int(seconds)), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield
+        _, said = watching.communicate(timeout=STOP_LIMIT_SECONDS)
+    finally:
+        watching.kill()
+    if not stacks.exists():
+        sys.stderr.write(f"py-spy: {said.decode()}\n")
+        return
+    _print_top(name, stacks.read_text())
+    print(f"  ({stacks} is for a flame graph)\n")
 
 
 def _print_top(name: str, stacks: str) -> None:
@@ -67,4 +59,3 @@ def _print_top(name: str, stacks: str) -> None:
         print(f"{name}, {total} samples: % of the time {title}")
         for frame, samples in counted.most_common(TOP):
             print(f"  {samples / total * 100:5.1f} {frame}")
-    print()
