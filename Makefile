@@ -18,10 +18,10 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile reset install test bench check format lock clean python
+.PHONY: help up down status logs infra demo reconcile reset install test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 up: install ## Start the whole platform, or what of it does not run, on ports 8000 to 8005
 	@$(VENV) $(EMBEDDED) up
@@ -53,8 +53,14 @@ install: python ## Make the virtual environment .venv, or bring it up to date
 test: install ## Run the tests, on engines of their own (ARGS="-k transfer" runs some)
 	@$(VENV) -m pytest $(ARGS)
 
-bench: install ## Measure the ledger, on a PostgreSQL of its own: docs/benchmarks.md (ARGS=--http: over HTTP)
+bench: install ## Measure the whole platform, on engines of its own: docs/benchmarks.md
+	@$(VENV) tests/load/platform_bench.py $(ARGS)
+
+bench-ledger: install ## Measure the ledger alone (ARGS=--http: over HTTP)
 	@$(VENV) tests/load/ledger_bench.py $(ARGS)
+
+bench-gateway: install ## Measure what the gateway forwards on one core (ARGS=--memory: a million requests)
+	@$(VENV) tests/load/gateway_bench.py $(ARGS)
 
 check: install ## Check format, lint, layers, types and spelling, as CI does
 	@scripts/check

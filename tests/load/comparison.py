@@ -2,21 +2,21 @@
 
 import argparse
 import asyncio
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import uvloop
 
 from tests.load import contenders, floor
 from tests.load.arena import Arena, Wallet, arena, violations
 from tests.load.measuring import Round, collect_rarely, cpu_seconds_of, drive, machine
+from tests.load.own_process import answering, own_process
 
 WARM_UP_SECONDS = 1.0
-STOP_LIMIT_SECONDS = 30.0
 
 CONTENDERS: Mapping[str, contenders.Contender] = {
     "set-based": contenders.set_based,
@@ -75,38 +75,25 @@ def _runner(name: str, place: Arena, options: argparse.Namespace) -> Iterator[Ru
         asyncio.run(floor.lay_floor(place))
         yield lambda hot, seconds: floor.run_pgbench(place, options.connections, seconds, hot=hot)
         return
-    spawning = multiprocessing.get_context("spawn")  # nothing of this process's memory
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_contend, args=(name, place, options, theirs), daemon=True)
-    process.start()
-    theirs.close()
-
-    def one_round(hot: bool, seconds: float) -> Round:
-        ours.send((hot, seconds))
-        measured: Round = ours.recv()
-        return measured
-
-    try:
-        yield one_round
-        ours.send(None)
-        process.join(STOP_LIMIT_SECONDS)
-    finally:
-        process.kill()
+    with own_process(_contend, name, place, options) as worker:
+        yield lambda hot, seconds: worker.ask((hot, seconds))
 
 
-def _contend(name: str, place: Arena, options: argparse.Namespace, pipe: "Connection[object, object]") -> None:
+def _contend(name: str, place: Arena, options: argparse.Namespace, pipe: "Connection[Any, Any]") -> None:
     collect_rarely(options.gc_threshold)
     uvloop.run(_serve(name, place, options, pipe))
 
 
-async def _serve(name: str, place: Arena, options: argparse.Namespace, pipe: "Connection[object, object]") -> None:
+async def _serve(name: str, place: Arena, options: argparse.Namespace, pipe: "Connection[Any, Any]") -> None:
     """Run the rounds that are asked for, until there are no more."""
     pairs = {hot: contenders.pairs(place, hot=hot) for hot in (False, True)}
     async with CONTENDERS[name](place, options.connections, options.relay) as transfer:
-        while isinstance(asked := await asyncio.to_thread(pipe.recv), tuple):
+
+        async def one_round(asked: tuple[bool, float]) -> Round:
             hot, seconds = asked
-            work = partial(_pay, transfer, pairs[hot])
-            pipe.send(await drive(work, options.clients, seconds))
+            return await drive(partial(_pay, transfer, pairs[hot]), options.clients, seconds)
+
+        await answering(pipe, one_round)
 
 
 async def _pay(transfer: contenders.Transfer, pair: Callable[[], tuple[Wallet, Wallet]]) -> None:

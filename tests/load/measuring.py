@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import os
 import platform
 import resource
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_IDLE, _IOWAIT = 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class Round:
         return self.transfers / self.seconds
 
     def percentile(self, part: float) -> float:
-        """The latency in ms that `part` (0 to 1) of the calls did not exceed."""
+        """The latency in ms that `part` (0 to 1) of the calls did not exceed; none without calls."""
+        if not self.latencies_ms:
+            return math.nan
         return self.latencies_ms[min(int(len(self.latencies_ms) * part), len(self.latencies_ms) - 1)]
 
 
@@ -89,12 +93,46 @@ def peak_rss_of(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process and its children have in memory, in bytes; `pss` counts a shared page by its part."""
+
+    rss: int
+    pss: int
+
+
+def memory_of(pid: int) -> Memory:
+    """The memory of process `pid` and its children now; nothing outside Linux."""
+    rss = pss = 0
+    for each in (pid, *_children(pid)):
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        sizes = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])}
+        rss += int(sizes["Rss"]) * 1024
+        pss += int(sizes["Pss"]) * 1024
+    return Memory(rss, pss)
+
+
+def machine_cpu_seconds() -> float:
+    """The CPU that all programs of this machine have used, with what the hypervisor kept; 0.0 outside Linux."""
+    try:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0.0
+    return (sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]) / _TICKS_PER_SECOND
+
+
 def cpu_seconds_of(pid: int) -> float:
     """The CPU that process `pid`, its children and those of them that have ended have used; 0.0 outside Linux."""
     own = _cpu_ticks(pid)
+    return (sum(own) + sum(sum(_cpu_ticks(child)[:2]) for child in _children(pid))) / _TICKS_PER_SECOND
+
+
+def _children(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    running = children.read_text().split() if children.exists() else []
-    return (sum(own) + sum(sum(_cpu_ticks(int(child))[:2]) for child in running)) / _TICKS_PER_SECOND
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
 
 
 def _cpu_ticks(pid: int) -> list[int]:
