@@ -45,7 +45,7 @@ GROWTH_BUDGET_BYTES = 3_000_000  # in the second half of the requests
 MILLION = 1_000_000
 GATEWAY, BARE = "gateway", "bare forward"
 
-SETTINGS = {"RATE_LIMIT_PER_MINUTE": "1000000000", "ENV_FILE": "", "LOG_LEVEL": "WARNING"}
+SETTINGS = {"RATE_LIMIT_PER_MINUTE": "10000000", "ENV_FILE": "", "LOG_LEVEL": "WARNING"}
 
 
 @dataclass(frozen=True, slots=True)
