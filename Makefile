@@ -21,7 +21,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 .PHONY: help up down status logs infra demo reconcile reset install test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 up: install ## Start the whole platform, or what of it does not run, on ports 8000 to 8005
 	@$(VENV) $(EMBEDDED) up

@@ -43,7 +43,6 @@ SETTINGS = {
     "RATE_LIMIT_LOGIN_PER_MINUTE": "0",
     "BCRYPT_ROUNDS": "4",
     "ACCESS_TOKEN_EXPIRE_MINUTES": "240",
-    "LOG_LEVEL": "WARNING",
 }
 OUTBOXES = ("users", "wallets", "transactions", "payments")
 BOOKS = """

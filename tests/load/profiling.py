@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SAMPLES_PER_SECOND = 100
+SAMPLES_PER_SECOND = 200
 TOP = 20
 STOP_LIMIT_SECONDS = 30.0
 
@@ -27,7 +27,7 @@ def profiled(name: str, pid: int | None, seconds: float) -> Iterator[None]:
         return
     stacks = Path(tempfile.gettempdir()) / f"{name}.stacks"
     stacks.unlink(missing_ok=True)
-    options = ["--rate", str(SAMPLES_PER_SECOND), "--function", "--format", "raw", "--output", str(stacks)]
+    options = ["--rate", str(SAMPLES_PER_SECOND), "--gil", "--function", "--format", "raw", "--output", str(stacks)]
     watching = subprocess.Popen(
         [program, "record", "--pid", str(pid), "--duration", str(int(seconds)), *options],
         stdout=subprocess.DEVNULL,

@@ -161,7 +161,7 @@ def print_verdict(verdict: Verdict) -> None:
     print(f"not completed: {after.not_completed:,}")
     print(f"money of all people in minor units: {before.people_minor:,} before, {after.people_minor:,} after")
     print(f"sum of all accounts: {after.all_minor}")
-    print(f"reconciler: {verdict.findings}")
+    print(f"reconciler: {verdict.findings.splitlines()[-1] if verdict.reconciled else verdict.findings}")
     print("all is well" if verdict.is_good else "NOT ALL IS WELL")
 
 
