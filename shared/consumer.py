@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
+import msgspec
 from aiokafka import AIOKafkaConsumer
 
 from shared.events import Envelope
@@ -16,20 +17,34 @@ MAX_RECORDS: Final = 500
 MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 10.0
 
-Handler = Callable[[Envelope], Awaitable[None]]
+Handler = Callable[[Sequence[Envelope]], Awaitable[None]]
+
+# What a message that makes no sense raises; pydantic's and msgspec's errors are ValueErrors.
+SENSELESS: Final = (ValueError, LookupError, TypeError)
 
 _log = logging.getLogger(__name__)
 
 
 class Consumer:
-    """Hands the events of `topics` to `handle`, in each partition's order, until cancelled."""
+    """Hands the events of `topics` to `handle`, many at a time, in each partition's order, until cancelled.
 
-    def __init__(self, settings: DatabaseSettings, topics: Sequence[str], handle: Handler) -> None:
+    Only events of `types` are read whole, if any are named. What `handle` cannot make sense of is looked for event by
+    event, and passed over.
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        topics: Sequence[str],
+        handle: Handler,
+        types: Collection[str] = (),
+    ) -> None:
         self._servers = settings.kafka_bootstrap_servers
         self._group = settings.kafka_topic_prefix + settings.service
         self._topics = [settings.kafka_topic_prefix + topic for topic in topics]
         self._replication_factor = settings.kafka_replication_factor
         self._handle = handle
+        self._types = frozenset(types)
         self._backoff = MIN_BACKOFF_SECONDS
 
     async def run(self) -> None:
@@ -61,26 +76,59 @@ class Consumer:
             while True:
                 batches = await consumer.getmany(timeout_ms=POLL_MS)
                 for records in batches.values():
-                    for record in records:
-                        await self._handle_record(record)
+                    await self._handle_records(records)
                 if batches:
                     await consumer.commit()
                     self._backoff = MIN_BACKOFF_SECONDS
         finally:
             await stop(consumer)
 
-    async def _handle_record(self, record: Any) -> None:
+    async def _handle_records(self, records: Sequence[Any]) -> None:
+        found = [(record, envelope) for record in records if (envelope := self._read(record)) is not None]
+        if not found:
+            return
         try:
-            await self._handle(Envelope.model_validate_json(record.value or b""))
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-        ) as error:  # a message that makes no sense; pydantic's are ValueErrors
-            _log.error(
-                "message passed over: topic %s, partition %s, offset %s: %s",
-                record.topic,
-                record.partition,
-                record.offset,
-                type(error).__name__,
-            )
+            await self._handle([envelope for _, envelope in found])
+        except SENSELESS:
+            for record, envelope in found:
+                try:
+                    await self._handle([envelope])
+                except SENSELESS as error:
+                    _pass_over(record, error)
+
+    def _read(self, record: Any) -> Envelope | None:
+        value = record.value or b""
+        try:
+            if self._types and _kind(value).type not in self._types:
+                return None
+            return Envelope.model_validate_json(value)
+        except SENSELESS as error:
+            _pass_over(record, error)
+            return None
+
+
+class _Kind(msgspec.Struct):
+    type: str
+
+
+_kind: Final = msgspec.json.Decoder(_Kind).decode
+
+
+def each(handle: Callable[[Envelope], Awaitable[None]]) -> Handler:
+    """A handler of many events from one of a single event."""
+
+    async def handle_each(envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            await handle(envelope)
+
+    return handle_each
+
+
+def _pass_over(record: Any, error: Exception) -> None:
+    _log.error(
+        "message passed over: topic %s, partition %s, offset %s: %s",
+        record.topic,
+        record.partition,
+        record.offset,
+        type(error).__name__,
+    )

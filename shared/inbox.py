@@ -1,5 +1,6 @@
 """What a consumer has already handled, stored in the transaction of the effect."""
 
+from collections.abc import Collection
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,7 +18,14 @@ def inbox_table(metadata: sa.MetaData) -> sa.Table:
     )
 
 
-async def first_time(session: AsyncSession, table: sa.Table, event_id: UUID) -> bool:
-    """Remember the event; False when it was handled before."""
-    statement = insert(table).values(event_id=event_id).on_conflict_do_nothing().returning(table.c.event_id)
-    return (await session.execute(statement)).scalar() is not None
+async def new_ones(session: AsyncSession, table: sa.Table, event_ids: Collection[UUID]) -> set[UUID]:
+    """Remember the events; answers those that were not handled before."""
+    if not event_ids:
+        return set()
+    statement = (
+        insert(table)
+        .values([{"event_id": event_id} for event_id in sorted(event_ids)])
+        .on_conflict_do_nothing()
+        .returning(table.c.event_id)
+    )
+    return set((await session.scalars(statement)).all())

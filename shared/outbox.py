@@ -1,13 +1,11 @@
 """The transactional outbox: events are stored with the change they tell of, and a relay carries them out.
 
-Each row goes to two sinks, Kafka and the audit in MongoDB. It is deleted once both have it; while one is down, the
-other goes on and marks what it has done.
+Each row goes to two sinks, Kafka and the audit in MongoDB, and is deleted once both have it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
+import msgspec
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,10 +29,15 @@ from shared.settings import DatabaseSettings
 
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
+LINGER_SECONDS: Final = 0.03
+PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other
+EVEN_CHECK_SECONDS: Final = 0.1
 WATCH_SECONDS: Final = 1.0
 MAX_DEPTH: Final = 10_000  # counting further would take longer than the figure is worth
 MAX_BACKOFF_SECONDS: Final = 5.0
 _LEADER_LOCK: Final = 0x6F757462  # "outb", with the schema's hash beside it
+
+Carrier = Callable[[Sequence[asyncpg.Record]], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +94,11 @@ async def publishing(
 
 
 class Relay:
-    """Carries one service's outbox to Kafka and the audit, in order; of several processes one leads."""
+    """Carries one service's outbox to Kafka and the audit, in order; of several processes one leads.
+
+    While both sinks take what they get, they get it together, and a batch costs one reading and one deletion. When
+    one does not, each goes its own way, marking what it has, until both are even again.
+    """
 
     def __init__(self, database: Database, settings: DatabaseSettings, registry: CollectorRegistry) -> None:
         self._database = database
@@ -98,7 +106,8 @@ class Relay:
         self._producer = EventProducer(settings)
         self._audit = AuditLog(settings)
         self._metrics = OutboxMetrics(registry)
-        self._woken = {"published": asyncio.Event(), "audited": asyncio.Event()}
+        self._carriers: dict[str, Carrier] = {"published": self._to_kafka, "audited": self._to_audit}
+        self._woken = {mark: asyncio.Event() for mark in self._carriers}
         self._settling = asyncio.Lock()
 
     @property
@@ -136,8 +145,7 @@ class Relay:
             while not await connection.fetchval(query, _LEADER_LOCK, self._schema):  # noqa: ASYNC110 - another process has it
                 await asyncio.sleep(WATCH_SECONDS)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump("published", self._to_kafka))
-                group.create_task(self._pump("audited", self._to_audit))
+                group.create_task(self._carry())
                 group.create_task(self._watch(connection))
         finally:
             connection.terminate()
@@ -149,29 +157,87 @@ class Relay:
             self._metrics.depth.set(depth)
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _pump(self, mark: str, carry: Callable[[Sequence[asyncpg.Record]], Awaitable[None]]) -> None:
-        """Carry rows to one sink, oldest first; while it is out, the other one's pump goes on."""
+    async def _carry(self) -> None:
+        while True:
+            await self._carry_together()
+            await self._carry_apart()
+
+    async def _carry_together(self) -> None:
+        """Carry rows to both sinks, oldest first, until one of them fails or keeps the other waiting."""
+        while True:
+            for woken in self._woken.values():
+                woken.clear()
+            rows = await self._waiting("true")
+            if not rows:
+                await _wait(self._woken["published"], POLL_SECONDS)
+                await asyncio.sleep(LINGER_SECONDS)  # what is committed next to it goes along
+                continue
+            tasks = {
+                mark: asyncio.create_task(self._try(mark, [row for row in rows if not row[mark]]))
+                for mark in self._carriers
+            }
+            try:
+                await asyncio.wait(tasks.values(), timeout=PATIENCE_SECONDS)
+            finally:
+                for task in tasks.values():
+                    task.cancel()
+                await asyncio.gather(*tasks.values(), return_exceptions=True)
+            succeeded = [mark for mark, task in tasks.items() if not task.cancelled() and task.result()]
+            positions = [row["position"] for row in rows]
+            if len(succeeded) < len(tasks):
+                for mark in succeeded:
+                    await self._settle(mark, positions)
+                return
+            async with self._database.batch() as connection:
+                await connection.execute("delete from outbox where position = any($1)", positions)
+
+    async def _carry_apart(self) -> None:
+        """Let each sink go its own way until both have all but the latest rows."""
+        even: set[str] = set()
+        pumps = [asyncio.create_task(self._pump(mark, even)) for mark in self._carriers]
+        try:
+            while len(even) < len(pumps):
+                done, _ = await asyncio.wait(pumps, timeout=EVEN_CHECK_SECONDS)
+                for pump in done:
+                    pump.result()  # a pump ends by an error only
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, mark: str, even: set[str]) -> None:
+        """Carry rows to one sink, oldest first, while the other may be out."""
         woken = self._woken[mark]
         backoff = POLL_SECONDS
         while True:
             woken.clear()
-            rows = await self._waiting(mark)
-            if not rows:
-                await _wait(woken, POLL_SECONDS)
-                continue
-            try:
-                await carry(rows)
-            except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
-                self._metrics.failures.labels(mark).inc()
-                _log.warning("outbox not %s: %s: %s", mark, type(error).__name__, error)
+            rows = await self._waiting(f"not {mark}")
+            if rows and not await self._try(mark, rows):
+                even.discard(mark)
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
-            else:
-                backoff = POLL_SECONDS
+                continue
+            backoff = POLL_SECONDS
+            if rows:
                 await self._settle(mark, [row["position"] for row in rows])
+            if len(rows) < BATCH_SIZE:
+                even.add(mark)
+                await _wait(woken, POLL_SECONDS)
 
-    async def _waiting(self, mark: str) -> list[asyncpg.Record]:
-        query = f"select position, topic, key, payload from outbox where not {mark} order by position limit $1"  # noqa: S608
+    async def _try(self, mark: str, rows: Sequence[asyncpg.Record]) -> bool:
+        """Whether the sink has taken the rows; an outage of any kind is waited out."""
+        try:
+            if rows:
+                await self._carriers[mark](rows)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._metrics.failures.labels(mark).inc()
+            _log.warning("outbox not %s: %s: %s", mark, type(error).__name__, error)
+            return False
+        return True
+
+    async def _waiting(self, condition: str) -> list[asyncpg.Record]:
+        columns = "position, topic, key, payload, published, audited"
+        query = f"select {columns} from outbox where {condition} order by position limit $1"  # noqa: S608 - literals
         async with self._database.batch() as connection:
             rows: list[asyncpg.Record] = await connection.fetch(query, BATCH_SIZE)
             return rows
@@ -190,7 +256,7 @@ class Relay:
         self._metrics.published.inc(len(rows))
 
     async def _to_audit(self, rows: Sequence[asyncpg.Record]) -> None:
-        await self._audit.write([json.loads(row["payload"]) for row in rows])
+        await self._audit.write([msgspec.json.decode(row["payload"]) for row in rows])
         self._metrics.audited.inc(len(rows))
 
 

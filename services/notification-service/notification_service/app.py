@@ -8,6 +8,7 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from notification_service.domain import TOLD
 from notification_service.service import Notifications
 from notification_service.settings import NotificationSettings
 from shared.background import running
@@ -26,7 +27,7 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     settings = settings or load(NotificationSettings)
     configure_logging(settings.service, settings.log_level)
     database = Database(settings)
-    consumer = Consumer(settings, TOPICS, Notifications(database).handle)
+    consumer = Consumer(settings, TOPICS, Notifications(database).handle, TOLD)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

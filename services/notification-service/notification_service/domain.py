@@ -69,3 +69,6 @@ _COMPOSERS: Final[dict[str, Callable[[dict[str, Any]], list[Notice]]]] = {
     "transactions.completed.v1": _completed,
     "transactions.failed.v1": _failed,
 }
+
+TOLD: Final = frozenset(_COMPOSERS)
+"""The types of events that somebody is told about."""

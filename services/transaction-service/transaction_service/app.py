@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from shared.auth import ServiceTokens
 from shared.authentication import authenticator_of, following
 from shared.background import running
-from shared.consumer import Consumer
+from shared.consumer import Consumer, each
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
@@ -45,7 +45,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     ledger = WalletClient(wallets)
     journal = Journal(database, relay)
     transactions = Transactions(database, journal, Steps(ledger, PaymentClient(payments)), settings.payment_fee_bps)
-    consumer = Consumer(settings, ["payments.events"], transactions.note)
+    consumer = Consumer(settings, ["payments.events"], each(transactions.note))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
