@@ -6,7 +6,7 @@ from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from api_gateway.addresses import ClientAddresses
 from api_gateway.admission import Admission
@@ -61,6 +61,19 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             await forwarding.close()
             await asking.close()
 
+    def forwarding_what_is_theirs(app: ASGIApp) -> ASGIApp:
+        return Forwarder(
+            app,
+            pool=forwarding,
+            creations=creations,
+            breakers=lines,
+            admission=Admission(limiter, addresses, settings),
+            addresses=addresses,
+            callers=callers,
+            service_tokens=service_tokens,
+            timeout_seconds=settings.forward_timeout_seconds,
+        )
+
     app = create_api(
         title=TITLE,
         description="The gateway's own operations.",
@@ -71,22 +84,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         trust_deadline=False,
         own_document=False,
         headers=security_headers(settings.environment),
+        inner=forwarding_what_is_theirs,
+        outer=cors(settings.cors_allowed_origins),
     )
     app.include_router(documentation_router(ApiDocument(asking, app.openapi)))
-    # The innermost middleware: within the edge's limits, before FastAPI's own routing.
-    app.user_middleware.append(
-        Middleware(
-            Forwarder,
-            pool=forwarding,
-            creations=creations,
-            breakers=lines,
-            admission=Admission(limiter, addresses, settings),
-            addresses=addresses,
-            callers=callers,
-            service_tokens=service_tokens,
-            timeout_seconds=settings.forward_timeout_seconds,
-        )
-    )
-    if settings.cors_allowed_origins:
-        app.user_middleware.insert(0, cors(settings.cors_allowed_origins))  # outermost: refusals are read, too
     return app

@@ -1,11 +1,11 @@
 """What browsers are told: which pages may read the answers, and what must not be done with them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from api_gateway.routes import METHODS
 
@@ -47,16 +47,22 @@ def parse_origins(value: Any) -> Any:
     return origins
 
 
-def cors(origins: Sequence[str]) -> Middleware:
-    """Lets pages of these origins call the API, with a token in a header and never with cookies."""
-    return Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=sorted(METHODS),
-        allow_headers=_SENT,
-        expose_headers=_READ,
-        max_age=PREFLIGHT_KEPT_SECONDS,
-    )
+def cors(origins: Sequence[str]) -> Callable[[ASGIApp], ASGIApp]:
+    """Lets pages of these origins call the application, with a token in a header and never with cookies."""
+
+    def wrap(app: ASGIApp) -> ASGIApp:
+        if not origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=sorted(METHODS),
+            allow_headers=_SENT,
+            expose_headers=_READ,
+            max_age=PREFLIGHT_KEPT_SECONDS,
+        )
+
+    return wrap
 
 
 def security_headers(environment: str) -> dict[str, str]:

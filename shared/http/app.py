@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.auth import Principal, ServiceTokens, bearer_token
 from shared.authentication import Authenticates
@@ -23,6 +24,7 @@ from shared.http.problems import PROBLEM_SCHEMA, install_problem_handlers, probl
 from shared.metrics import HttpMetrics, metrics_response
 
 Check = Callable[[], Awaitable[None]]
+Wrapper = Callable[[ASGIApp], ASGIApp]
 CHECK_TIMEOUT_SECONDS: Final = 0.5
 
 _bearer = HTTPBearer(auto_error=False, description="The `access_token` that `POST /users/login` answers.")
@@ -62,6 +64,23 @@ def strict_router(tag: str) -> APIRouter:
     return APIRouter(route_class=StrictRoute, tags=[tag])
 
 
+def _as_it_is(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+class _Edged(FastAPI):
+    """Behind the edge before anything else: what is refused or answered there costs nothing of FastAPI's stack."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
+
+    async def behind_the_edge(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own way with a request."""
+        await super().__call__(scope, receive, send)
+
+
 def create_api(
     *,
     title: str,
@@ -74,13 +93,16 @@ def create_api(
     own_document: bool = True,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
     headers: Mapping[str, str] | None = None,
+    inner: Wrapper = _as_it_is,
+    outer: Wrapper = _as_it_is,
 ) -> FastAPI:
     """A FastAPI application with limits, problem documents, metrics and `health`.
 
     `trust_deadline` takes the caller's deadline over; without `own_document` somebody else serves `/openapi.json`.
-    `headers` go with every answer that does not have them.
+    `headers` go with every answer that does not have them. `inner` wraps the
+    application within the edge, `outer` the edge itself.
     """
-    app = FastAPI(
+    app = _Edged(
         title=title,
         description=description,
         version=version,
@@ -91,12 +113,14 @@ def create_api(
         redirect_slashes=False,
     )
     install_problem_handlers(app)
-    app.add_middleware(
-        Edge,
-        metrics=HttpMetrics(registry),
-        trust_deadline=trust_deadline,
-        body_timeout_seconds=body_timeout_seconds,
-        headers=headers,
+    app.front = outer(
+        Edge(
+            inner(app.behind_the_edge),
+            metrics=HttpMetrics(registry),
+            trust_deadline=trust_deadline,
+            body_timeout_seconds=body_timeout_seconds,
+            headers=headers,
+        )
     )
     app.include_router(health)
     install_docs(app)

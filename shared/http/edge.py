@@ -17,7 +17,7 @@ from shared.http.context import (
     TRACEPARENT_HEADER,
     enter_context,
 )
-from shared.http.problems import problem_response
+from shared.http.problems import problem_response, unexpected_error
 from shared.metrics import HttpMetrics
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -76,12 +76,15 @@ class Edge:
         max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
         started_at = perf_counter()
         status = 0
+        ended = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = self._completed(message.get("headers", ()), request_id, status)
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -97,10 +100,10 @@ class Edge:
             return  # nobody is there to be answered
         except Exception:
             _log.exception("unexpected error")
-            if status:
-                raise
-            unexpected = AppError("internal_error", 500, "Something went wrong on our side.")
-            await problem_response(unexpected, scope)(scope, receive, send_with_headers)
+            if status and not ended:
+                raise  # what is missing of the answer is seen by the caller: the server ends the connection
+            if not status:
+                await problem_response(unexpected_error(), scope)(scope, receive, send_with_headers)
         finally:
             self._metrics.observe(scope, status, perf_counter() - started_at)
 

@@ -79,6 +79,9 @@ def install_problem_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the registration below says so
         return problem_response(validation_problem(error.errors()), request.scope)
 
+    async def on_unexpected(request: Request, error: Exception) -> Response:
+        return problem_response(unexpected_error(), request.scope)  # the edge has it in the log
+
     async def on_timeout(request: Request, error: Exception) -> Response:
         cause = error.__cause__ or error
         _log.warning("dependency unavailable: %s: %s: %s", error, type(cause).__name__, cause)
@@ -90,6 +93,12 @@ def install_problem_handlers(app: FastAPI) -> None:
     # A pool that ran dry, a server that is gone or frozen: bounded waiting, then 503, never 500.
     app.add_exception_handler(TimeoutError, on_timeout)
     app.add_exception_handler(OSError, on_timeout)
+    app.add_exception_handler(Exception, on_unexpected)
+
+
+def unexpected_error() -> AppError:
+    """500: a fault of ours, of which nothing is told."""
+    return AppError("internal_error", 500, "Something went wrong on our side.")
 
 
 def validation_problem(errors: Any) -> AppError:

@@ -12,6 +12,7 @@ from shared.batching import Batcher
 from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
 from shared.errors import AppError, OutcomeUnknownError, UnavailableError
 from shared.events import OutgoingEvent
+from shared.http.problems import unexpected_error
 from shared.ids import new_id
 from shared.outbox import Relay
 from transaction_service import queries
@@ -285,7 +286,7 @@ def _opened(written: _Written | Exception) -> Opened:
         _log.warning("a command was not opened: %s: %s", type(written).__name__, written)
         return UnavailableError()
     _log.error("a command was not opened", exc_info=written)
-    return AppError("internal_error", 500, "Something went wrong on our side.")
+    return unexpected_error()
 
 
 def _changed(written: Sequence[_Written | Exception]) -> dict[UUID, Transaction]:
