@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import AppError
 from shared.events import TransactionCompleted, TransactionEvent, TransactionFailed, TransactionPending
 from shared.http.problems import MEDIA_TYPE, problem_body
-from shared.http.wire import AmountOut, UtcTime
+from shared.http.wire import AmountOut, UtcTime, utc_text
 from transaction_service.domain import CANCELLED, ORIGINAL_FAILED, Status, Transaction, Type
 
 CREATE_PATH: Final = "/transactions/create"
@@ -63,6 +64,8 @@ class Answer:
         return self.status in {201, 402}
 
 
+_encode: Final = msgspec.json.Encoder().encode
+
 _REFUSALS: Final = {
     CANCELLED: (402, "It was cancelled."),
     ORIGINAL_FAILED: (402, "What it would undo has failed."),
@@ -79,34 +82,37 @@ _REFUSALS: Final = {
 
 def transaction_out(transaction: Transaction, viewer_id: UUID | None = None) -> TransactionOut:
     """The transaction as the person with this id sees it, or anybody who is not its payee."""
+    return TransactionOut.model_validate(_members(transaction, viewer_id))
+
+
+def _members(transaction: Transaction, viewer_id: UUID | None) -> dict[str, Any]:
+    """What `TransactionOut` has, in its order: encoded as it is it is the same to the byte."""
     sees_fee = transaction.type is Type.PAYMENT and viewer_id is not None and viewer_id == transaction.payee_user_id
-    return TransactionOut.model_validate(
-        {
-            "id": transaction.id,
-            "transaction_type": transaction.type,
-            "status": transaction.status,
-            "amount": str(transaction.amount),
-            "currency": transaction.amount.currency,
-            "fee": str(transaction.fee) if sees_fee else None,
-            "refunded_amount": str(transaction.refunded),
-            "from_wallet_id": transaction.from_wallet_id,
-            "to_wallet_id": transaction.to_wallet_id,
-            "original_transaction_id": transaction.original_id,
-            "payment_method": transaction.payment_method,
-            "description": transaction.description,
-            "metadata": transaction.metadata,
-            "failure_code": transaction.failure_code,
-            "created_at": transaction.created_at,
-            "completed_at": transaction.completed_at,
-        }
-    )
+    return {
+        "id": transaction.id,
+        "transaction_type": transaction.type,
+        "status": transaction.status,
+        "amount": str(transaction.amount),
+        "currency": transaction.amount.currency,
+        "fee": str(transaction.fee) if sees_fee else None,
+        "refunded_amount": str(transaction.refunded),
+        "from_wallet_id": transaction.from_wallet_id,
+        "to_wallet_id": transaction.to_wallet_id,
+        "original_transaction_id": transaction.original_id,
+        "payment_method": transaction.payment_method,
+        "description": transaction.description,
+        "metadata": transaction.metadata,
+        "failure_code": transaction.failure_code,
+        "created_at": utc_text(transaction.created_at),
+        "completed_at": utc_text(transaction.completed_at) if transaction.completed_at else None,
+    }
 
 
 def answer(transaction: Transaction) -> Answer:
     """The answer to whoever asked for this transaction: 201 done, 202 waiting, otherwise why it was refused."""
     if transaction.failure_code is None:
         status = 201 if transaction.status is Status.COMPLETED else 202
-        return Answer(status, transaction_out(transaction).model_dump_json())
+        return Answer(status, _encode(_members(transaction, None)).decode())
     refusal = refusal_of(transaction)
     request_id = transaction.trace.request_id if transaction.trace else None
     return Answer(refusal.status, problem_body(refusal, _path(transaction), request_id).decode())
