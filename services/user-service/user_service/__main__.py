@@ -1,7 +1,7 @@
 """`python -m user_service`: make an admin, which the API never does. `make create-admin` runs it.
 
-EMAIL names the admin. PASSWORD may give the password; without it a person at a terminal is asked, and otherwise one is
-made up and printed. An address that is registered is refused, unless PROMOTE=1 says that its owner shall be an admin.
+EMAIL names the admin. PASSWORD may give the password; without it a person at a terminal is asked, and otherwise one
+is made up and printed. A registered address is refused, unless PROMOTE=1 says that its owner shall be an admin.
 """
 
 import asyncio

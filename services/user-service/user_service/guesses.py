@@ -1,22 +1,29 @@
 """Wrong passwords are counted, and whoever guesses too often has to wait, without locking the owner out.
 
 A guess is counted before its hash is computed and given back when it was right, so that no number of guesses at once
-gets past a limit. Redis counts for all processes; while it is out, each process counts for itself.
+gets past a limit. Right ones would be in each other's way while they are counted, so a network has its turn only four
+times at once, which also keeps it from filling the queue of hashes. Redis counts for all processes; while it is out,
+each process counts for itself.
 """
 
+import asyncio
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
+from shared.errors import UnavailableError
 from shared.redis import OUT, connect
 from shared.settings import Settings
 from user_service.domain import TooManyAttemptsError
 
 MAX_COUNTED_ALONE: Final = 20_000
+MAX_AT_ONCE: Final = 4
+MAX_WAIT_SECONDS: Final = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +41,8 @@ PAIR: Final = Limit("pair", 10, 15 * 60)  # one account from one network
 NETWORK: Final = Limit("network", 20, 15 * 60)  # all accounts from one network
 ACCOUNT: Final = Limit("account", 100, 60 * 60)  # one account from all networks that have never got in
 
-# KEYS are counters, ARGV their limits and times in ms. Counts in all of them, or in none; answers 0, or how many ms it
-# takes until none is full.
+# KEYS are counters, ARGV their limits and times in ms. Counts in all of them, or in none; answers 0, or how many ms
+# it takes until none is full.
 _RESERVE: Final = """
 local wait = 0
 for i, key in ipairs(KEYS) do
@@ -64,6 +71,12 @@ class Guess:
     alone: bool
 
 
+@dataclass(slots=True)
+class _Turn:
+    free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE))
+    wanted: int = 0
+
+
 class Guesses:
     """Counts wrong passwords by account, by network and by both."""
 
@@ -73,6 +86,27 @@ class Guesses:
         self._reserve = self._redis.register_script(_RESERVE)
         self._give_back = self._redis.register_script(_GIVE_BACK)
         self._alone = _Counters(MAX_COUNTED_ALONE)
+        self._turns: dict[str, _Turn] = {}
+
+    @asynccontextmanager
+    async def turn(self, network: str) -> AsyncIterator[None]:
+        """Wait until few enough guesses from a network are in hand; raises UnavailableError when that takes long."""
+        turn = self._turns.setdefault(network, _Turn())
+        turn.wanted += 1
+        try:
+            try:
+                async with asyncio.timeout(MAX_WAIT_SECONDS):
+                    await turn.free.acquire()
+            except TimeoutError:
+                raise UnavailableError from None
+            try:
+                yield
+            finally:
+                turn.free.release()
+        finally:
+            turn.wanted -= 1
+            if not turn.wanted:
+                del self._turns[network]
 
     async def reserve(self, account: str, network: str, *, known: bool) -> Guess:
         """Count one guess at an account; raises TooManyAttemptsError.

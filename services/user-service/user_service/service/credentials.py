@@ -20,12 +20,13 @@ class Credentials:
 
         `known`: somebody has got into this account from this network before.
         """
-        guess = await self._guesses.reserve(email, origin.network, known=known)
-        try:
-            right = await self._passwords.verify(password, stored)
-        except UnavailableError:
-            await self._guesses.give_back(guess)
-            raise
-        if right:
-            await self._guesses.give_back(guess)
-        return right
+        async with self._guesses.turn(origin.network):
+            guess = await self._guesses.reserve(email, origin.network, known=known)
+            try:
+                right = await self._passwords.verify(password, stored)
+            except UnavailableError:
+                await self._guesses.give_back(guess)
+                raise
+            if right:
+                await self._guesses.give_back(guess)
+            return right
