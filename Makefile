@@ -18,7 +18,8 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile reset install test bench bench-ledger bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile create-admin keys reset install test bench bench-ledger \
+	bench-gateway check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +44,12 @@ demo: python ## Play the README's sample calls against the running platform
 
 reconcile: install ## Check that all the money adds up: status 0 if so, 1 if not, 2 if it cannot be said
 	@$(VENV) $(EMBEDDED) reconcile
+
+create-admin: install ## Make an admin: EMAIL=... (PASSWORD=..., else asked for or made up; PROMOTE=1 for a known address)
+	@$(VENV) $(EMBEDDED) create-admin
+
+keys: install ## Print a fresh ES256 pair for access tokens, as lines for a .env
+	@$(VENV) -m shared.signing_keys
 
 reset: python ## Stop the platform and remove its data; asks first (FORCE=1 does not)
 	@$(BARE) $(EMBEDDED) reset

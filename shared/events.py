@@ -20,10 +20,12 @@ class EventData(BaseModel):
     topic: ClassVar[str]
 
 
-class UserRegistered(EventData):
-    """Somebody registered."""
+class UserContact(EventData):
+    """Common to what carries a person's contact: all of it, so that the newest is enough.
 
-    type = "users.registered.v1"
+    `phone` is empty where none is known.
+    """
+
     topic = "users.events"
     user_id: UUID
     email: str
@@ -31,6 +33,78 @@ class UserRegistered(EventData):
     first_name: str
     last_name: str
     role: str
+    status: Literal["active", "disabled", "closed"] = "active"
+
+
+class UserRegistered(UserContact):
+    """Somebody registered."""
+
+    type = "users.registered.v1"
+
+
+class UserUpdated(UserContact):
+    """Somebody's profile or role has changed."""
+
+    type = "users.updated.v1"
+
+
+class UserPasswordChanged(UserContact):
+    """Somebody has changed their password."""
+
+    type = "users.password_changed.v1"
+
+
+class UserDisabled(UserContact):
+    """An admin has shut somebody out."""
+
+    type = "users.disabled.v1"
+
+
+class UserEnabled(UserContact):
+    """An admin has let somebody in again."""
+
+    type = "users.enabled.v1"
+
+
+class UserClosed(UserContact):
+    """Somebody has closed their account."""
+
+    type = "users.closed.v1"
+
+
+class UserSignedIn(EventData):
+    """Somebody signed in; on a `new_device` where they never did so from this network with this user agent."""
+
+    type = "users.signed_in.v1"
+    topic = "users.events"
+    user_id: UUID
+    session_id: UUID
+    ip: str
+    user_agent: str
+    new_device: bool
+
+
+class UserSessionsEnded(EventData):
+    """Sessions have ended before their time."""
+
+    type = "users.sessions_ended.v1"
+    topic = "users.events"
+    user_id: UUID
+    session_ids: list[UUID]
+    reason: Literal[
+        "logged_out", "revoked", "reused", "too_many", "password_changed", "role_changed", "disabled", "closed"
+    ]
+
+
+class UserSessionReused(EventData):
+    """A refresh token that had been replaced was used: somebody may have a copy, and the session ends."""
+
+    type = "users.session_reused.v1"
+    topic = "users.events"
+    user_id: UUID
+    session_id: UUID
+    ip: str
+    user_agent: str
 
 
 class WalletCreated(EventData):
@@ -271,6 +345,14 @@ _KNOWN: Final[dict[str, type[EventData]]] = {
     kind.type: kind
     for kind in (
         UserRegistered,
+        UserUpdated,
+        UserPasswordChanged,
+        UserDisabled,
+        UserEnabled,
+        UserClosed,
+        UserSignedIn,
+        UserSessionsEnded,
+        UserSessionReused,
         WalletCreated,
         WalletFrozen,
         WalletUnfrozen,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from infrastructure.embedded import cleaning, reconciling, workspace
+from infrastructure.embedded import cleaning, environment, reconciling, workspace
 from infrastructure.embedded.demo import Demo
 from infrastructure.embedded.errors import EmbeddedError
 from infrastructure.embedded.install import CHECKOUT, RUN
 from infrastructure.embedded.lifecycle import Platform
-from infrastructure.embedded.services import GATEWAY, RECONCILER, SERVICES
+from infrastructure.embedded.services import GATEWAY, RECONCILER, SERVICES, USERS
 from infrastructure.embedded.stack import Stack
 
 TAIL_LINES = 20
@@ -97,8 +97,20 @@ def reconcile(_: Platform) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler"], variables)  # noqa: S606
 
 
+def create_admin(_: Platform) -> None:
+    """Make an admin; the process becomes user-service's command that does."""
+    variables = environment.leading_to(["postgres"], RUN / cleaning.ENVIRONMENT, os.environ)
+    if variables is None:
+        raise EmbeddedError(
+            "There is no database to make an admin in: run `make up` first, or name one by the POSTGRES_* variables."
+        )
+    os.chdir(CHECKOUT / USERS.folder)
+    os.execve(sys.executable, [sys.executable, "-m", "user_service"], variables)  # noqa: S606
+
+
 COMMANDS: dict[str, Callable[[Platform], None]] = {
-    command.__name__: command for command in (install, up, down, status, logs, infra, demo, reconcile, reset)
+    command.__name__.replace("_", "-"): command
+    for command in (install, up, down, status, logs, infra, demo, reconcile, create_admin, reset)
 }
 
 

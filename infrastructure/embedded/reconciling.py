@@ -20,16 +20,9 @@ def variables(file: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
     Raises NothingToReconcileError when neither knows a PostgreSQL. `.env` does not count, as for `make up`.
     """
-    written = environment.read(file)
-    found: dict[str, str] = {}
-    for engine in READ:
-        if environment.is_embedded(engine, environ):
-            prefix = environment.PREFIXES[engine]
-            found |= {name: value for name, value in written.items() if name.startswith(prefix)}
-        else:
-            found |= environment.given(engine, environ)
-    if environment.HOSTS["postgres"] not in found:
+    found = environment.leading_to(READ, file, environ)
+    if found is None:
         raise NothingToReconcileError(
             "There is nothing to reconcile: run `make up` first, or name a database by the POSTGRES_* variables."
         )
-    return {**environ, **found, "ENV_FILE": ""}
+    return found

@@ -45,8 +45,9 @@ def url(port: int) -> str:
 
 GATEWAY = Service("api-gateway", "api-gateway", 8000)
 RECONCILER = Service("reconciler", "reconciler", 8006, port_is_fixed=False)
+USERS = Service("user-service", "services/user-service", 8001)
 SERVICES = (
-    Service("user-service", "services/user-service", 8001),
+    USERS,
     Service("wallet-service", "services/wallet-service", 8002),
     Service("transaction-service", "services/transaction-service", 8003),
     Service("payment-gateway", "services/payment-gateway", 8004),

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from shared.redis import connect
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
 from user_service.app import create_app
@@ -53,9 +54,18 @@ async def rows(sandbox: Sandbox, client: httpx.AsyncClient) -> AsyncIterator[Row
 
 
 @pytest.fixture
-async def nobody(rows: Rows) -> None:
-    """Nobody has registered, and nothing was told."""
-    await rows("truncate users, outbox")
+async def nobody(sandbox: Sandbox, rows: Rows) -> None:
+    """Nobody has registered, nothing was told, and nobody has guessed."""
+    await rows("truncate users, sessions, outbox")
+    await forget_guesses(sandbox)
+
+
+async def forget_guesses(sandbox: Sandbox) -> None:
+    async with connect(sandbox.settings(UserSettings)) as redis:
+        prefix = sandbox.environment["REDIS_KEY_PREFIX"]
+        keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
+        if keys:
+            await redis.delete(*keys)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
-from shared.auth import Principal, UserTokens
+from shared.auth import UserTokens
 from shared.settings import README_JWT_SECRET
 from shared.testing.tokens import Person, service_headers
 
@@ -398,6 +398,7 @@ async def test_a_registration_stores_its_event_with_the_persons_contact(
             "first_name": "John",
             "last_name": "Doe",
             "role": "user",
+            "status": "active",
         },
     }
 
@@ -439,9 +440,10 @@ async def test_the_readmes_login_answers_an_access_token(client: httpx.AsyncClie
 
     assert response.status_code == 200
     body = response.json()
-    assert body.keys() >= {"access_token", "token_type", "expires_in", "user"}
+    assert body.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "user"}
     assert (body["token_type"], body["expires_in"], body["user"]) == ("Bearer", 900, user)
-    assert UserTokens(README_JWT_SECRET).verify(body["access_token"]) == Principal(UUID(user["id"]), "user")
+    principal = UserTokens(README_JWT_SECRET).verify(body["access_token"])
+    assert (str(principal.user_id), principal.role) == (user["id"], "user")
     assert response.headers["cache-control"] == "no-store"
 
 
@@ -450,7 +452,8 @@ async def test_a_token_carries_the_role(client: httpx.AsyncClient) -> None:
 
     token = (await log_in(client)).json()["access_token"]
 
-    assert UserTokens(README_JWT_SECRET).verify(token) == Principal(UUID(user["id"]), "merchant")
+    principal = UserTokens(README_JWT_SECRET).verify(token)
+    assert (str(principal.user_id), principal.role) == (user["id"], "merchant")
 
 
 async def test_wrong_unknown_and_disabled_are_the_same_answer(client: httpx.AsyncClient, rows: Rows) -> None:
@@ -555,7 +558,7 @@ async def test_two_authorization_headers_are_none(client: httpx.AsyncClient) -> 
 async def test_the_token_of_a_user_who_is_gone_counts_no_more(client: httpx.AsyncClient, rows: Rows) -> None:
     await registered(client)
     headers = await token_of(client)
-    await rows("delete from users")
+    await rows("truncate users, sessions")
 
     gone = await client.get("/users/me", headers=headers)
     never = await client.get("/users/me", headers=Person().headers)
@@ -611,7 +614,7 @@ async def test_without_kafka_and_mongodb_the_service_works_on_and_says_so(client
     assert response.status_code == 200
     assert response.json() == {
         "status": "degraded",
-        "dependencies": {"postgres": "up", "kafka": "down", "mongodb": "down"},
+        "dependencies": {"postgres": "up", "redis": "up", "kafka": "down", "mongodb": "down"},
     }
 
 
@@ -620,7 +623,18 @@ async def test_the_documentation_names_every_operation_and_its_errors(client: ht
 
     for path, method, statuses in (
         ("/users/register", "post", {"201", "400", "409", "413", "415", "422", "503"}),
-        ("/users/login", "post", {"200", "400", "401", "413", "415", "422", "503"}),
+        ("/users/login", "post", {"200", "400", "401", "413", "415", "422", "429", "503"}),
+        ("/users/refresh", "post", {"200", "400", "401", "413", "415", "422", "503"}),
+        ("/users/logout", "post", {"204", "401", "503"}),
+        ("/users/sessions", "get", {"200", "401", "503"}),
+        ("/users/sessions/{session_id}", "delete", {"204", "401", "404", "422", "503"}),
+        ("/users/me", "patch", {"200", "400", "401", "413", "415", "422", "503"}),
+        ("/users/me", "delete", {"204", "400", "401", "403", "409", "413", "415", "422", "429", "503"}),
+        ("/users/me/password", "post", {"204", "400", "401", "403", "413", "415", "422", "429", "503"}),
+        ("/users", "get", {"200", "401", "403", "422", "503"}),
+        ("/users/{user_id}", "get", {"200", "401", "403", "404", "422", "503"}),
+        ("/users/{user_id}/disable", "post", {"200", "401", "403", "404", "409", "503"}),
+        ("/users/{user_id}/enable", "post", {"200", "401", "403", "404", "409", "503"}),
         ("/users/me", "get", {"200", "401", "422", "503"}),
     ):
         assert document["paths"][path][method]["responses"].keys() >= statuses

@@ -52,7 +52,7 @@ async def test_a_registration_is_told_once_in_kafka_and_kept_once_in_the_audit(s
         [document] = await eventually(audited)
         assert (await client.get("/health")).json() == {
             "status": "ok",
-            "dependencies": {"postgres": "up", "kafka": "up", "mongodb": "up"},
+            "dependencies": {"postgres": "up", "redis": "up", "kafka": "up", "mongodb": "up"},
         }
 
     assert (envelope.type, envelope.subject, envelope.sequence) == ("users.registered.v1", user["id"], 1)
@@ -63,5 +63,6 @@ async def test_a_registration_is_told_once_in_kafka_and_kept_once_in_the_audit(s
         "first_name": "John",
         "last_name": "Doe",
         "role": "user",
+        "status": "active",
     }
     assert (document["_id"], document["data"]) == (str(envelope.id), envelope.data)
