@@ -29,6 +29,7 @@ MAX_TOKEN_BYTES: Final = 4096
 LEEWAY_SECONDS: Final = 30
 ACCESS_TOKEN_SECONDS: Final = 15 * 60
 SERVICE_TOKEN_SECONDS: Final = 60
+MAX_SERVICE_TOKENS: Final = 256  # remembered as verified
 ROLES: Final = frozenset({"user", "merchant", "admin"})
 
 _REQUIRED: Final = ("exp", "iat", "iss", "aud", "sub", "jti")
@@ -117,6 +118,7 @@ class ServiceTokens:
         self._keys = _Keys.shared(secret)
         self._service = service
         self._issued: dict[str, tuple[str, float]] = {}
+        self._verified: dict[str, tuple[str, float]] = {}
 
     def issue(self, audience: str) -> str:
         """A token for calls to `audience`; one is used for half of its life."""
@@ -127,8 +129,16 @@ class ServiceTokens:
         return token
 
     def verify(self, token: str) -> str:
-        """The name of the calling service; raises UnauthorizedError."""
-        return str(_verify(self._keys, token, SERVICE, self._service)["sub"])
+        """The name of the calling service; raises UnauthorizedError. A token is verified once, and remembered."""
+        caller, expires_at = self._verified.get(token, ("", 0.0))
+        if time.time() < expires_at:
+            return caller
+        claims = _verify(self._keys, token, SERVICE, self._service)
+        if len(self._verified) >= MAX_SERVICE_TOKENS:
+            del self._verified[next(iter(self._verified))]
+        self._verified.pop(token, None)
+        self._verified[token] = str(claims["sub"]), claims["exp"]
+        return str(claims["sub"])
 
 
 def bearer_token(authorization: str) -> str:

@@ -61,6 +61,11 @@ class Batcher(Generic[Item, Result]):
         self._in_flight: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._in_flight)
+
     async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:
         """One outcome an item, in their order; an item's exception is its outcome and never raised.
 

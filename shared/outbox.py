@@ -30,6 +30,8 @@ from shared.settings import DatabaseSettings
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.03
+BUSY_PAUSE_SECONDS: Final = 0.1
+BUSY_BATCH_SIZE: Final = 200
 PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other
 EVEN_CHECK_SECONDS: Final = 0.1
 WATCH_SECONDS: Final = 1.0
@@ -98,10 +100,19 @@ class Relay:
 
     While both sinks take what they get, they get it together, and a batch costs one reading and one deletion. When
     one does not, each goes its own way, marking what it has, until both are even again.
+
+    While the service is `busy` the relay takes its time: money comes first, and what waits is told afterwards.
     """
 
-    def __init__(self, database: Database, settings: DatabaseSettings, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: DatabaseSettings,
+        registry: CollectorRegistry,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._database = database
+        self._busy = busy
         self._schema = settings.schema_name
         self._producer = EventProducer(settings)
         self._audit = AuditLog(settings)
@@ -167,7 +178,9 @@ class Relay:
         while True:
             for woken in self._woken.values():
                 woken.clear()
-            rows = await self._waiting("true")
+            if self._busy():
+                await asyncio.sleep(BUSY_PAUSE_SECONDS)
+            rows = await self._waiting("true", BUSY_BATCH_SIZE if self._busy() else BATCH_SIZE)
             if not rows:
                 await _wait(self._woken["published"], POLL_SECONDS)
                 await asyncio.sleep(LINGER_SECONDS)  # what is committed next to it goes along
@@ -235,11 +248,11 @@ class Relay:
             return False
         return True
 
-    async def _waiting(self, condition: str) -> list[asyncpg.Record]:
+    async def _waiting(self, condition: str, limit: int = BATCH_SIZE) -> list[asyncpg.Record]:
         columns = "position, topic, key, payload, published, audited"
         query = f"select {columns} from outbox where {condition} order by position limit $1"  # noqa: S608 - literals
         async with self._database.batch() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(query, BATCH_SIZE)
+            rows: list[asyncpg.Record] = await connection.fetch(query, limit)
             return rows
 
     async def _settle(self, mark: str, positions: list[int]) -> None:

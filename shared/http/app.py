@@ -147,7 +147,7 @@ def user_of(authenticator: Authenticates) -> Any:
     async def authenticate(
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> Principal:
-        return await authenticator.authenticate(_single_header(request, "authorization"))
+        return await authenticator.authenticate(single_header(request, "authorization"))
 
     return Depends(authenticate)
 
@@ -156,12 +156,13 @@ def service_of(tokens: ServiceTokens) -> Any:
     """A dependency that lets other services in, and nobody else."""
 
     async def authenticate(request: Request) -> str:
-        return tokens.verify(bearer_token(_single_header(request, "authorization")))
+        return tokens.verify(bearer_token(single_header(request, "authorization")))
 
     return Depends(authenticate)
 
 
-def _single_header(request: Request, name: str) -> str:
+def single_header(request: Request, name: str) -> str:
+    """The value of a header that came once; raises UnauthorizedError."""
     values = request.headers.getlist(name)
     if len(values) != 1:
         raise UnauthorizedError

@@ -19,7 +19,7 @@ from shared.logs import configure_logging
 from shared.outbox import Relay, publishing
 from shared.settings import load
 from transaction_service.api import transactions_router
-from transaction_service.bundles import bundles_router
+from transaction_service.bundles import bundles_route
 from transaction_service.clients import PaymentClient, WalletClient
 from transaction_service.domain import INSIDE, OUTSIDE
 from transaction_service.journal import Journal
@@ -37,7 +37,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry)
+    relay = Relay(database, settings, registry, busy=lambda: journal.busy)
     authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
@@ -76,5 +76,5 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.include_router(transactions_router(transactions, authenticator))
-    app.include_router(bundles_router(transactions, authenticator, service_tokens))
+    app.router.routes.append(bundles_route(transactions, authenticator, service_tokens))
     return app

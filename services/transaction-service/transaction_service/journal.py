@@ -64,6 +64,11 @@ class Journal:
         self._relay = relay
         self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._batcher.busy
+
     async def open(self, commands: Sequence[Command]) -> list[Opened]:
         """Put each command on record as pending, with its key; known keys come back as they ended.
 

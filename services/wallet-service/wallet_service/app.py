@@ -28,7 +28,7 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry)
+    relay = Relay(database, settings, registry, busy=lambda: ledger.busy)
     authenticator = authenticator_of(settings, registry)
     ledger = Ledger(database, relay)
 

@@ -54,6 +54,11 @@ class Ledger:
             self._apply, max_size=MAX_BATCH, max_in_flight=MAX_IN_FLIGHT, max_waiting=MAX_WAITING, weigh=len
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is under way."""
+        return self._batcher.busy
+
     async def apply(self, units: Sequence[Unit]) -> list[list[Outcome] | Exception]:
         """Apply or refuse each unit for good, wholly, in order; a posting that was decided before keeps its outcome.
 
