@@ -1,43 +1,57 @@
 """Prometheus metrics, a registry of its own for each service."""
 
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 _LATENCY_BUCKETS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class HttpMetrics:
-    """Requests by route, method and status, and how long they took."""
+class HttpMetrics(Collector):
+    """Requests by route, method and status, and how long they took.
+
+    Counted in plain numbers, since an observation of prometheus-client's own would be dearer than what it observes.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
-        self._seconds = Histogram(
-            "http_request_seconds",
-            "Time to the end of the answer.",
-            ["method", "route"],
-            registry=registry,
-            buckets=_LATENCY_BUCKETS_SECONDS,
-        )
-        self._series: dict[
-            tuple[str, str, int], tuple[Counter, Histogram]
-        ] = {}  # to find a series by its labels is slow
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._latencies: dict[tuple[str, str], list[float]] = {}
+        registry.register(self)
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, so that ids never become labels."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        series = self._series.get((method, route, status))
-        if series is None:
-            series = self._requests.labels(method, route, str(status)), self._seconds.labels(method, route)
-            self._series[method, route, status] = series
-        requests, latency = series
-        requests.inc()
-        latency.observe(seconds)
+        self._requests[method, route, status] += 1
+        latencies = self._latencies.get((method, route))
+        if latencies is None:
+            latencies = self._latencies[method, route] = [0.0] * (len(_LATENCY_BUCKETS_SECONDS) + 2)
+        latencies[bisect_left(_LATENCY_BUCKETS_SECONDS, seconds)] += 1
+        latencies[-1] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures in Prometheus' model."""
+        requests = CounterMetricFamily("http_requests", "Requests answered.", labels=["method", "route", "status"])
+        for (method, route, status), count in self._requests.items():
+            requests.add_metric([method, route, str(status)], count)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "http_request_seconds", "Time to the end of the answer.", labels=["method", "route"]
+        )
+        for (method, route), latencies in self._latencies.items():
+            cumulative = accumulate(latencies[:-1])
+            bounds = [*map(str, map(float, _LATENCY_BUCKETS_SECONDS)), "+Inf"]
+            seconds.add_metric([method, route], list(zip(bounds, cumulative, strict=True)), latencies[-1])
+        yield seconds
 
 
 class OutboxMetrics:
@@ -45,9 +59,13 @@ class OutboxMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.depth = Gauge("outbox_depth", "Events not yet published and audited.", registry=registry)
-        self.published = Counter("outbox_published", "Events acknowledged by Kafka.", registry=registry)
-        self.audited = Counter("outbox_audited", "Events written to the audit.", registry=registry)
-        self.failures = Counter("outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry)
+        self.published = prometheus_client.Counter(
+            "outbox_published", "Events acknowledged by Kafka.", registry=registry
+        )
+        self.audited = prometheus_client.Counter("outbox_audited", "Events written to the audit.", registry=registry)
+        self.failures = prometheus_client.Counter(
+            "outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry
+        )
 
 
 class SessionMetrics:
@@ -55,7 +73,7 @@ class SessionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.fresh = Gauge("session_feed_fresh", "1 while no end of a session can be missing.", registry=registry)
-        self.checks = Counter(
+        self.checks = prometheus_client.Counter(
             "session_checks",
             "Sessions that user-service was asked about, by its answer; unanswered ones were let pass.",
             ["answer"],

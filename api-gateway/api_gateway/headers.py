@@ -53,9 +53,9 @@ def request_headers(headers: RawHeaders) -> dict[str, str]:
         name = _REQUEST.get(raw_name)
         if name is None:
             continue
-        if _CONTROL.search(value):
-            raise AppError("header_invalid", 400, f"The header {name} contains control characters.")
         text = value.decode("utf-8", "replace")
+        if not text.isprintable() and _CONTROL.search(value):
+            raise AppError("header_invalid", 400, f"The header {name} contains control characters.")
         if name not in passed:
             passed[name] = text
         elif name in _REPEATABLE:

@@ -98,9 +98,10 @@ class Forwarder:
 
     def _address(self, scope: Scope) -> str:
         peer = scope["client"][0] if scope["client"] else ""
-        return self._addresses.client_address(
-            peer, [value for name, value in scope["headers"] if name == _FORWARDED_FOR]
-        )
+        if not self._addresses.trusts_somebody:
+            return self._addresses.client_address(peer)
+        forwarded_for = [value for name, value in scope["headers"] if name == _FORWARDED_FOR]
+        return self._addresses.client_address(peer, forwarded_for)
 
     async def _authenticate(
         self, scope: Scope, headers: Mapping[str, str], address: str, verdict: Verdict | None

@@ -4,10 +4,9 @@ import asyncio
 import re
 import secrets
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from shared.ids import new_id
+from uuid_utils import uuid7
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 
@@ -26,8 +25,7 @@ class Trace(NamedTuple):
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """`deadline` is an instant of the event loop's clock, in seconds."""
 
     trace: Trace
@@ -43,8 +41,8 @@ def enter_context(
     """Begin a request's or a background job's context; what is missing or malformed is made anew."""
     context = RequestContext(
         trace=Trace(
-            request_id if _SANE_REQUEST_ID.fullmatch(request_id) else str(new_id()),
-            traceparent if _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+            request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(uuid7()),
+            traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
         ),
         deadline=asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS),
     )
@@ -63,7 +61,8 @@ def seconds_left() -> float:
 
 
 def _new_traceparent() -> str:
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    digits = secrets.token_hex(24)
+    return f"00-{digits[:32]}-{digits[32:]}-01"
 
 
 def peek_request_id() -> str | None:

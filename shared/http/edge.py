@@ -30,8 +30,8 @@ _TRACEPARENT: Final = TRACEPARENT_HEADER.encode()
 _DEADLINE: Final = DEADLINE_HEADER.lower().encode()
 _ENCODING: Final = b"content-encoding"
 _LENGTH: Final = b"content-length"
-_OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH})
-_BODY_HEADERS: Final = frozenset({_LENGTH, b"transfer-encoding"})
+_CHUNKED: Final = b"transfer-encoding"
+_OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH, _CHUNKED})
 _CLOSE: Final = (b"connection", b"close")
 # Of every answer that says nothing else.
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -89,7 +89,7 @@ class Edge:
 
         try:
             _check_head(scope, head, max_bytes)
-            if _has_body(scope["headers"]):
+            if head.get(_LENGTH, b"0") != b"0" or _CHUNKED in head:
                 receive = _BoundedBody(receive, self._body_timeout_seconds, max_bytes).receive
             await self._app(scope, receive, send_with_headers)
         except AppError as error:
@@ -137,10 +137,6 @@ def _in_one_sentence(send: Send) -> Send:
         await send(message)
 
     return send_sentence
-
-
-def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name in _BODY_HEADERS and value != b"0" for name, value in headers)
 
 
 def _check_head(scope: Scope, head: Mapping[bytes, bytes], max_bytes: int) -> None:
