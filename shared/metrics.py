@@ -1,5 +1,6 @@
 """Prometheus metrics, a registry of its own for each service."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -40,6 +41,34 @@ class OutboxMetrics:
         self.published = Counter("outbox_published", "Events acknowledged by Kafka.", registry=registry)
         self.audited = Counter("outbox_audited", "Events written to the audit.", registry=registry)
         self.failures = Counter("outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry)
+
+
+@dataclass(frozen=True, slots=True)
+class KindMetrics:
+    """How the cache of one kind does."""
+
+    hits: Counter
+    misses: Counter
+    errors: Counter
+    evicted: Gauge
+
+
+class CacheMetrics:
+    """What the caches of a service answered themselves, what they had to ask the database for, and how Redis does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._hits = Counter("cache_hits", "Values found in Redis.", ["kind"], registry=registry)
+        self._misses = Counter("cache_misses", "Values read from the database.", ["kind"], registry=registry)
+        self._errors = Counter("cache_errors", "Calls that Redis did not answer.", ["kind"], registry=registry)
+        self._evicted = Gauge(
+            "redis_evicted_keys", "Keys that Redis had no room for since its start, of all users.", registry=registry
+        )
+
+    def of(self, kind: str) -> KindMetrics:
+        """The metrics of one kind of value."""
+        return KindMetrics(
+            self._hits.labels(kind), self._misses.labels(kind), self._errors.labels(kind), self._evicted
+        )
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

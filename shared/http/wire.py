@@ -35,7 +35,8 @@ def _currency(value: str) -> str:
     return value
 
 
-def _utc(value: datetime) -> str:
+def utc_text(value: datetime) -> str:
+    """RFC 3339 in UTC, with microseconds and `Z`."""
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -81,7 +82,7 @@ InstantIn = Annotated[AwareDatetime, BeforeValidator(_rfc_3339), AfterValidator(
 
 UtcTime = Annotated[
     datetime,
-    PlainSerializer(_utc, return_type=str, when_used="json"),
+    PlainSerializer(utc_text, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-24T09:30:00.000000Z"]}),
 ]
 
