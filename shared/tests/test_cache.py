@@ -3,12 +3,12 @@
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
@@ -76,7 +76,7 @@ class Place:
 
     async def version(self, key: str) -> int | None:
         """What Redis says the version is."""
-        text = await self.redis.get(f"{self.name}:{key}")
+        text: bytes | None = await self.redis.get(f"{self.name}:{key}")  # type: ignore[assignment]
         return int(text.split(b":")[1]) if text else None
 
     async def commit(self, cache: Cache[Note], key: str, text: str = "") -> None:
@@ -237,13 +237,15 @@ async def test_what_was_dropped_is_loaded_again_and_an_older_row_does_not_come_b
     assert await reader.get("a") == Note("a.2")
 
 
-async def test_ones_own_write_is_read_at_once_also_before_redis_has_it(place: Place) -> None:
-    cache = place.cache()
-    await place.commit(cache, "a")
+async def test_ones_own_write_is_read_at_once_also_before_redis_has_it(breakable: Place) -> None:
+    cache = breakable.cache()
+    await breakable.commit(cache, "a")
+    await breakable.redis.client_pause(1_000, all=False)  # writes only
 
-    for number in range(2, 50):
-        cache.put({"a": place.table.commit("a")})
+    for number in range(2, 20):
+        cache.put({"a": breakable.table.commit("a")})
         assert await cache.get("a") == Note(f"a.{number}")
+    assert await breakable.version("a") == 1
 
 
 async def test_a_settled_write_is_read_at_once_by_every_other_process(place: Place) -> None:
@@ -263,23 +265,25 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=STEPS)
-def test_no_order_of_loads_and_writes_leaves_an_older_version_than_one_that_was_accepted(
-    place: Place, run: Callable[..., None], steps: list[Step]
-) -> None:
-    run(_interleave(place, steps))
+async def test_no_order_of_loads_and_writes_leaves_an_older_version_than_one_that_was_accepted(place: Place) -> None:
+    loop = asyncio.get_running_loop()
+
+    @settings(max_examples=100, deadline=None)
+    @given(steps=STEPS)
+    def interleave(steps: list[Step]) -> None:
+        asyncio.run_coroutine_threadsafe(_interleave(place, steps), loop).result(timeout=30)
+
+    await asyncio.to_thread(interleave)
 
 
 async def _interleave(place: Place, steps: list[Step]) -> None:
     """Two processes commit, tell of it late or never, and put rows back that they have read long ago.
 
-    While Redis keeps a value, its version never falls; once it has lost it, an old row may come back, and then not for
-    longer than its time.
+    While Redis keeps a value, its version never falls; once it has lost it, an old row may come back, and then not
+    for longer than its time.
     """
     await place.redis.delete(f"{place.name}:a")
-    caches = [Cache(place.redis, CacheMetrics(CollectorRegistry()), place.name, 300.0, Note, place.table.load)] * 2
-    caches[1] = Cache(place.redis, CacheMetrics(CollectorRegistry()), place.name, 300.0, Note, place.table.load)
+    caches = [place.cache() for _ in range(2)]
     place.table.rows.clear()
     place.table.commit("a")
     untold: list[list[Versioned[Note]]] = [[], []]
@@ -306,13 +310,6 @@ async def _interleave(place: Place, steps: list[Step]) -> None:
             assert await place.redis.pttl(f"{place.name}:a") > 0
     for cache in caches:
         await cache.close()
-
-
-@pytest.fixture
-def run() -> Callable[..., None]:
-    """Run a coroutine from a test that hypothesis calls, in the loop of the fixtures."""
-    loop = asyncio.get_event_loop_policy().get_event_loop()
-    return lambda work: loop.run_until_complete(work)
 
 
 # ------------------------------------------------------------------------------------------------ bad values
@@ -426,6 +423,26 @@ async def test_what_redis_missed_it_is_told_when_it_is_back_before_anybody_belie
         return await breakable.version("a") == 2 and breakable.counted("hits", 1) >= 2
 
     await eventually(told)
+
+
+async def test_who_is_back_first_does_not_believe_what_another_has_yet_to_put_right(
+    breakable: Place, valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, late = breakable.cache(), breakable.cache()
+    await breakable.commit(late, "a")
+    valkey.freeze()
+    monkeypatch.setattr(caching, "BACKOFF_SECONDS", 0.05)
+    await early.get("b")
+    monkeypatch.setattr(caching, "BACKOFF_SECONDS", 1.0)
+    await late.get("b")
+    late.put({"a": breakable.table.commit("a")})
+    valkey.thaw()
+
+    async def believed() -> bool:
+        assert await early.get("a") == Note("a.2")
+        return breakable.counted("hits", 0) > 0
+
+    await eventually(believed)
 
 
 async def test_when_more_was_missed_than_is_remembered_nothing_from_before_is_believed(
