@@ -76,7 +76,7 @@ class Cache(Generic[Value]):
         self._name = name
         self._ttl_ms = int(ttl_seconds * 1000)
         self._load = load
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
         self._decoder: msgspec.msgpack.Decoder[Value] = msgspec.msgpack.Decoder(kind)
         self._write_script = redis.register_script(_WRITE)
         self._forget_script = redis.register_script(_FORGET)

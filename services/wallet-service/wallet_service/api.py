@@ -118,7 +118,7 @@ def wallets_router(wallets: Wallets, tokens: UserTokens) -> APIRouter:
     current_user: Any = user_of(tokens)
     router = APIRouter(route_class=_quick_route(current_user.dependency), tags=["wallets"])
 
-    @router.post("/wallets/create", status_code=201, responses=problems(400, 401, 403, 409, 413, 415))
+    @router.post("/wallets/create", status_code=201, responses=problems(400, 401, 403, 404, 409, 413, 415))
     async def create_wallet(body: WalletIn, caller: Annotated[Principal, current_user]) -> WalletOut:
         """Open a wallet in a currency."""
         return _wallet_out(await wallets.create(caller, body.user_id, body.currency))
