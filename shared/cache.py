@@ -19,13 +19,17 @@ from shared.batching import Batcher
 from shared.metrics import CacheMetrics
 from shared.redis import OUT, TIMEOUT_SECONDS
 
-BACKOFF_SECONDS: Final = 1.0  # after a failure, until Redis is tried again
-# Once Redis is back, until what it holds is believed: by then every process has told it what it missed.
-DISTRUST_SECONDS: Final = 2.0
+# After a failure, until the writer tries Redis again: soon at first, as a stalled event loop looks like an outage.
+MIN_BACKOFF_SECONDS: Final = 0.05
+MAX_BACKOFF_SECONDS: Final = 1.0
+# Once Redis is back, until what it holds is believed: twice the time that it was out, at most this. By then the other
+# processes have told it what it missed.
+MAX_DISTRUST_SECONDS: Final = 2.0
 MAX_READ: Final = 256  # keys in one call
 MAX_WRITE: Final = 512  # values in one call
 MAX_WAITING: Final = 4096  # keys that wait to be read, or to be loaded; beyond it, 503
 MAX_UNWRITTEN: Final = 10_000  # values that Redis has yet to be told
+CLOSE_SECONDS: Final = 1.0  # for what is left to be written at the end
 EVICTIONS_SECONDS: Final = 10.0  # between two looks at how many keys Redis has evicted
 
 # A value is `generation:version:data`. One of another generation counts as absent; KEYS[1] holds the present one.
@@ -89,6 +93,8 @@ class Cache(Generic[Value]):
         self._settling: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._out = False
+        self._out_since = 0.0
+        self._backoff = MIN_BACKOFF_SECONDS
         self._retry: asyncio.TimerHandle | None = None
         self._trusted_from = 0.0
         self._look_at = 0.0
@@ -150,10 +156,12 @@ class Cache(Generic[Value]):
         """Write what is left, if Redis takes it; put and get nothing afterwards."""
         await self._reads.close()
         await self._loads.close()
-        await self.settle()
+        self._stop_waiting()
+        self._start()
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=CLOSE_SECONDS)
         self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
+        self._stop_waiting()
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait([self._writer])
@@ -256,11 +264,14 @@ class Cache(Generic[Value]):
     def _failed(self, error: Exception) -> None:
         """Leave Redis alone for a moment; until it is back, everything is read from the database."""
         self._metrics.errors.inc()
+        loop = asyncio.get_running_loop()
         if not self._out:
             _log.warning("%s: Redis is out: %s: %s", self._name, type(error).__name__, error)
+            self._out_since, self._backoff = loop.time(), MIN_BACKOFF_SECONDS
         self._out = True
         if self._retry is None and not self._closed:
-            self._retry = asyncio.get_running_loop().call_later(BACKOFF_SECONDS, self._try_again)
+            self._retry = loop.call_later(self._backoff, self._try_again)
+            self._backoff = min(self._backoff * 2, MAX_BACKOFF_SECONDS)
 
     def _try_again(self) -> None:
         self._retry = None
@@ -270,7 +281,11 @@ class Cache(Generic[Value]):
         if self._out:
             _log.info("%s: Redis is back", self._name)
             self._out = False
-            self._trusted_from = asyncio.get_running_loop().time() + DISTRUST_SECONDS
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
+            now = asyncio.get_running_loop().time()
+            self._trusted_from = now + min(2 * (now - self._out_since), MAX_DISTRUST_SECONDS)
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None

@@ -400,7 +400,7 @@ async def test_without_redis_everything_comes_from_the_database_at_the_cost_of_o
     assert set(rest) == {Note("a.2")}
     assert waited < 0.5
     assert loop.time() - began < 0.5
-    assert breakable.counted("errors") == 1
+    assert breakable.counted("errors") <= 4  # the first reader's, and whoever looks whether it is back
     valkey.thaw() if how == "frozen" else await valkey.start()
 
 
@@ -431,16 +431,17 @@ async def test_who_is_back_first_does_not_believe_what_another_has_yet_to_put_ri
     early, late = breakable.cache(), breakable.cache()
     await breakable.commit(late, "a")
     valkey.freeze()
-    monkeypatch.setattr(caching, "BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(caching, "MAX_BACKOFF_SECONDS", 0.05)
     await early.get("b")
-    monkeypatch.setattr(caching, "BACKOFF_SECONDS", 1.0)
+    await eventually(lambda: _true(breakable.counted("errors") >= 6))  # it has been out for half a second
+    monkeypatch.setattr(caching, "MIN_BACKOFF_SECONDS", 0.5)
     await late.get("b")
     late.put({"a": breakable.table.commit("a")})
     valkey.thaw()
 
     async def believed() -> bool:
         assert await early.get("a") == Note("a.2")
-        return breakable.counted("hits", 0) > 0
+        return breakable.counted("hits") > 0
 
     await eventually(believed)
 
