@@ -1,13 +1,13 @@
 """Prometheus metrics, a registry of its own for each service."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
-import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -23,7 +23,7 @@ class HttpMetrics(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
         self._latencies: dict[tuple[str, str], list[float]] = {}
         registry.register(self)
 
@@ -59,13 +59,9 @@ class OutboxMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.depth = Gauge("outbox_depth", "Events not yet published and audited.", registry=registry)
-        self.published = prometheus_client.Counter(
-            "outbox_published", "Events acknowledged by Kafka.", registry=registry
-        )
-        self.audited = prometheus_client.Counter("outbox_audited", "Events written to the audit.", registry=registry)
-        self.failures = prometheus_client.Counter(
-            "outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry
-        )
+        self.published = Counter("outbox_published", "Events acknowledged by Kafka.", registry=registry)
+        self.audited = Counter("outbox_audited", "Events written to the audit.", registry=registry)
+        self.failures = Counter("outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry)
 
 
 class SessionMetrics:
@@ -73,11 +69,39 @@ class SessionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.fresh = Gauge("session_feed_fresh", "1 while no end of a session can be missing.", registry=registry)
-        self.checks = prometheus_client.Counter(
+        self.checks = Counter(
             "session_checks",
             "Sessions that user-service was asked about, by its answer; unanswered ones were let pass.",
             ["answer"],
             registry=registry,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KindMetrics:
+    """How the cache of one kind does."""
+
+    hits: Counter
+    misses: Counter
+    errors: Counter
+    evicted: Gauge
+
+
+class CacheMetrics:
+    """What the caches of a service answered themselves, what they had to ask the database for, and how Redis does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._hits = Counter("cache_hits", "Values found in Redis.", ["kind"], registry=registry)
+        self._misses = Counter("cache_misses", "Values read from the database.", ["kind"], registry=registry)
+        self._errors = Counter("cache_errors", "Calls that Redis did not answer.", ["kind"], registry=registry)
+        self._evicted = Gauge(
+            "redis_evicted_keys", "Keys that Redis had no room for since its start, of all users.", registry=registry
+        )
+
+    def of(self, kind: str) -> KindMetrics:
+        """The metrics of one kind of value."""
+        return KindMetrics(
+            self._hits.labels(kind), self._misses.labels(kind), self._errors.labels(kind), self._evicted
         )
 
 

@@ -36,7 +36,7 @@ def _currency(value: str) -> str:
 
 
 def utc_text(value: datetime) -> str:
-    """RFC 3339 in UTC, to the microsecond."""
+    """RFC 3339 in UTC, with microseconds and `Z`."""
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

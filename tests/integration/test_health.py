@@ -22,7 +22,7 @@ async def test_the_platform_is_well_when_everything_answers(client: httpx.AsyncC
     assert response.json()["status"] == "ok"
     assert response.json()["services"]["wallet-service"] == {
         "status": "ok",
-        "dependencies": {"postgres": "up", "kafka": "up", "mongodb": "up"},
+        "dependencies": {"postgres": "up", "redis": "up", "kafka": "up", "mongodb": "up"},
     }
 
 

@@ -89,6 +89,7 @@ async def test_a_wallet_for_somebody_else_needs_an_admin(client: httpx.AsyncClie
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert await rows("select count(*) from accounts where user_id = $1", bob.id) == [(0,)]
 
+    await rows("insert into people values ($1, 'user', 'active', 1)", bob.id)
     made = await client.post("/wallets/create", json=body, headers=Person("admin").headers)
     assert (made.status_code, made.json()["user_id"]) == (201, str(bob.id))
 

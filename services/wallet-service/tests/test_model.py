@@ -566,6 +566,25 @@ class Services:
         )
         return {id_: (balance, held, status) for id_, balance, held, status in found}
 
+    async def told(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """The types of the events about each wallet itself, in their order."""
+        told = {id_: list[str]() for id_ in ids[:WALLETS]}
+        for event in await self.outbox.of(*told):
+            told[event.subject].append(event.type)
+        return told
+
+    async def shown(self, ids: Sequence[str]) -> list[dict[str, tuple[str, str, str]]]:
+        """What each process says of the wallets."""
+
+        async def ask(client: httpx.AsyncClient, wallet_id: str) -> tuple[str, str, str]:
+            wallet = (await client.get(f"/wallets/{wallet_id}", headers=self._admin)).json()
+            return wallet["balance"], wallet["held"], wallet["status"]
+
+        return [
+            dict(zip(ids, await asyncio.gather(*(ask(client, id_) for id_ in ids)), strict=True))
+            for client in self._clients
+        ]
+
 
 @pytest.fixture
 async def services(
@@ -635,6 +654,20 @@ class LedgerMachine(RuleBasedStateMachine):
             id_: (wallet.balance, wallet.held, wallet.status) for id_, wallet in self.model.wallets.items()
         }
 
+    @invariant()
+    def every_process_shows_what_was_acknowledged(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        expected = {
+            id_: (
+                str(Money(wallet.balance, wallet.currency)),
+                str(Money(wallet.held, wallet.currency)),
+                wallet.status,
+            )
+            for id_, wallet in self.model.wallets.items()
+        }
+        assert self.run(self.services.shown(list(expected))) == [expected, expected]
+
     def teardown(self) -> None:
         """All that happened was told, in order, and nothing else."""
         if not hasattr(self, "world") or not self.explained:
@@ -652,25 +685,32 @@ class LedgerMachine(RuleBasedStateMachine):
         return (verb, self.world.wallets[data.draw(st.integers(0, WALLETS - 1))])
 
     def do(self, calls: Sequence[Call]) -> None:
-        """Make the calls at once; the model takes the order of them that explains answers and balances."""
+        """Make the calls at once; the model takes the order of them that explains answers, balances and events."""
         self.sent += [what for verb, what in calls if verb == "send"]
         self.explained = False
         answers = self.run(self.services.together(calls, self.model))
         found = self.run(self.services.wallets(self.world.wallets))
+        told = self.run(self.services.told(self.world.wallets))
         for order in itertools.permutations(range(len(calls))):
             model = deepcopy(self.model)
             expected = {number: self.explain(model, calls[number]) for number in order}
             state = {id_: (w.balance, w.held, w.status) for id_, w in model.wallets.items()}
-            if [expected[number] for number in range(len(calls))] == answers and state == found:
+            if (
+                [expected[number] for number in range(len(calls))] == answers
+                and state == found
+                and {id_: model.told[id_] for id_ in model.wallets} == told
+            ):
                 self.model, self.explained = model, True
                 return
-        pytest.fail(f"no order of {calls} explains {answers} and {found}")
+        pytest.fail(f"no order of {calls} explains {answers}, {found} and {told}")
 
     def explain(self, model: Model, call: Call) -> Any:
         verb, what = call
         return model.send(what) if verb == "send" else model.change_status(verb, what)
 
 
+# The service's own thread draws lots meanwhile: which broker to ask, how long to wait.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 async def test_the_service_is_explained_by_the_model_whatever_happens_at_once(services: Services) -> None:
     loop = asyncio.get_running_loop()
 

@@ -10,14 +10,18 @@ from prometheus_client import CollectorRegistry
 
 from shared.auth import ServiceTokens
 from shared.authentication import authenticator_of, following
+from shared.consumer import Consumer, each
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
+from shared.metrics import CacheMetrics
 from shared.outbox import Relay, publishing
+from shared.redis import connect
 from shared.settings import load
 from wallet_service.api import internal_router, wallets_router
-from wallet_service.service import Ledger, Wallets
+from wallet_service.service import Ledger, People, Wallets
 from wallet_service.settings import WalletSettings
+from wallet_service.states import WalletStates
 
 FOLDER: Final = Path(__file__).resolve().parent.parent
 
@@ -30,23 +34,33 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     database = Database(settings)
     relay = Relay(database, settings, registry, busy=lambda: ledger.busy)
     authenticator = authenticator_of(settings, registry)
-    ledger = Ledger(database, relay)
+    redis = connect(settings)
+    states = WalletStates(database, redis, CacheMetrics(registry), settings.redis_key_prefix)
+    ledger, wallets = Ledger(database, relay, states), Wallets(database, relay, states)
+    consumer = Consumer(settings, ["users.events"], each(People(database, relay, states).note))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with publishing(settings, FOLDER, database, relay), following(authenticator):
+        async with (
+            publishing(settings, FOLDER, database, relay, consumer.run),
+            following(authenticator),
+            redis,
+        ):
             yield
             await ledger.close()
+            await states.close()
 
     app = create_api(
         title="Wallet service",
         description="Wallets in many currencies, and the double-entry ledger behind them.",
         version="0.1.0",
         registry=registry,
-        health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
+        health=health_router(
+            {"postgres": database.check, "redis": states.check} | relay.checks, essential=frozenset({"postgres"})
+        ),
         lifespan=lifespan,
     )
-    app.include_router(wallets_router(Wallets(database, relay), authenticator))
+    app.include_router(wallets_router(wallets, authenticator))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
-    app.include_router(internal_router(ledger, service_tokens))
+    app.include_router(internal_router(ledger, wallets, service_tokens))
     return app

@@ -4,6 +4,7 @@ import re
 from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -93,6 +94,13 @@ class WalletStatusError(AppError):
         super().__init__("wallet_" + status, 409, f"The wallet is {status}.")
 
 
+class UserStatusError(AppError):
+    """409: a person who is disabled or closed opens no wallet, and nobody opens one for them."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__("user_" + status, 409, f"The user is {status}.")
+
+
 class UnknownAccountError(ValueError):
     """Neither a wallet's id nor the name of a system account."""
 
@@ -105,9 +113,21 @@ class AccountRef(NamedTuple):
     currency: str | None = None
 
 
+class Person(NamedTuple):
+    """A person as user-service has told of them; the newest `sequence` counts."""
+
+    user_id: UUID
+    role: str
+    status: str
+    sequence: int
+
+
 @dataclass(slots=True)  # four are made for each transfer, and a frozen one takes six times as long
 class Account:
-    """A person's wallet, or a system account (`name`, no `user_id`), which alone may be negative."""
+    """A person's wallet, or a system account (`name`, no `user_id`), which alone may be negative.
+
+    `revision` is that of the row as it was read.
+    """
 
     id: UUID
     name: str | None
@@ -117,6 +137,8 @@ class Account:
     held: Money
     version: int
     merchant: bool = False
+    revision: int = 0
+    created_at: datetime | None = None
 
     @property
     def available(self) -> Money:
@@ -134,6 +156,8 @@ class Account:
             self.held,
             self.version + 1,
             self.merchant,
+            self.revision,
+            self.created_at,
         )
 
     @property
@@ -421,9 +445,12 @@ class Book:
     @property
     def changed_accounts(self) -> list[Account]:
         """Each changed account as the batch leaves it."""
-        return [
-            self.accounts[id_] for id_ in {account.id for _, change in self.changes for account in change.accounts}
-        ]
+        return [self.accounts[id_] for id_ in self.changed_ids]
+
+    @property
+    def changed_ids(self) -> set[UUID]:
+        """The ids of the changed accounts."""
+        return {account.id for _, change in self.changes for account in change.accounts}
 
     @property
     def changed_holds(self) -> list[Hold]:

@@ -1,10 +1,13 @@
-"""What a batch of the ledger says to the world."""
+"""What a batch of the ledger says to the world, and what user-service says of people."""
 
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from shared.events import (
+    Envelope,
     EventData,
     HoldEvent,
     OutgoingEvent,
@@ -13,7 +16,7 @@ from shared.events import (
     WalletReleased,
     WalletsPosted,
 )
-from wallet_service.domain import Account, Action, Book, Change, Hold, HoldStatus, Posting
+from wallet_service.domain import Account, Action, Book, Change, Hold, HoldStatus, Person, Posting
 
 
 def events_of(book: Book, sequences: Mapping[UUID, int]) -> list[OutgoingEvent]:
@@ -80,3 +83,30 @@ def _event(
 ) -> OutgoingEvent:
     actor = str(posting.user_id)
     return OutgoingEvent.unchecked(kind, data, subject=subject, sequence=sequence, actor=actor, trace=posting.trace)
+
+
+# ------------------------------------------------------------------------------------------------ people
+
+# The types that are listened to, and the status that a person has after each.
+_STATUSES: Final = {
+    "users.registered.v1": "active",
+    "users.disabled.v1": "disabled",
+    "users.enabled.v1": "active",
+    "users.closed.v1": "closed",
+}
+
+
+class _PersonIn(BaseModel):
+    """What all of these say; whatever else they say is not needed here."""
+
+    user_id: UUID
+    role: str
+
+
+def person_of(envelope: Envelope) -> Person | None:
+    """Whom the event tells of; None for a type that is not listened to. Raises pydantic's ValidationError."""
+    status = _STATUSES.get(envelope.type)
+    if status is None:
+        return None
+    told = _PersonIn.model_validate(envelope.data)
+    return Person(told.user_id, told.role, status, envelope.sequence)

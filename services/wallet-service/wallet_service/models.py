@@ -6,6 +6,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from shared.inbox import inbox_table
 from shared.outbox import outbox_table
 
 
@@ -18,7 +19,8 @@ class Base(DeclarativeBase):
 class AccountRow(Base):
     """A person's wallet (`user_id`) or a system account (`name`).
 
-    `version` counts its entries, `event_sequence` the events about the wallet itself.
+    `version` counts its entries, `event_sequence` the events about the wallet itself, `revision` every change of its
+    balance, of what is held and of its status.
     """
 
     __tablename__ = "accounts"
@@ -40,8 +42,23 @@ class AccountRow(Base):
     version: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     merchant: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     event_sequence: Mapped[int] = mapped_column(sa.BigInteger, server_default="1")
+    revision: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     last_entry_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
+
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy's way: it counts what it writes
+
+
+class PersonRow(Base):
+    """What is known of a person from the events of user-service, the last of which was `sequence`."""
+
+    __tablename__ = "people"
+    __table_args__ = (sa.CheckConstraint("status in ('active', 'disabled', 'closed')", name="people_status"),)
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    role: Mapped[str] = mapped_column(sa.Text)
+    status: Mapped[str] = mapped_column(sa.Text)
+    sequence: Mapped[int] = mapped_column(sa.BigInteger)
 
 
 class PostingRow(Base):
@@ -108,3 +125,4 @@ class EntryRow(Base):
 
 metadata = Base.metadata
 outbox = outbox_table(metadata)
+inbox = inbox_table(metadata)

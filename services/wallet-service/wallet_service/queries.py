@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.database import Asyncpg
 from shared.ids import new_id
 from shared.money import Money
-from wallet_service.domain import Account, AccountRef, Entry, Hold, HoldStatus, Outcome, Refusal
-from wallet_service.models import AccountRow, EntryRow
+from wallet_service.domain import Account, AccountRef, Entry, Hold, HoldStatus, Outcome, Person, Refusal
+from wallet_service.models import AccountRow, EntryRow, PersonRow
 
 # ------------------------------------------------------------------------------------ the ledger
 
@@ -99,7 +101,7 @@ async def store_accounts(
     await connection.execute(
         "with changed as ("
         "  update accounts a set balance_minor = n.balance_minor, held_minor = n.held_minor, version = n.version, "
-        "    status = n.status, "
+        "    status = n.status, revision = a.revision + 1, "
         "    last_entry_at = case when n.version = a.version then a.last_entry_at "
         "                    else greatest(a.last_entry_at, $6) end "
         "  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) "
@@ -175,14 +177,32 @@ def _count(status: str) -> int:
 
 async def _lock_accounts(connection: Asyncpg, refs: Collection[AccountRef]) -> dict[UUID, Account]:
     rows = await connection.fetch(
-        "select id, name, user_id, currency, status, balance_minor, held_minor, version, merchant "
-        "from accounts where id = any($1) order by id for no key update",
-        [ref.id for ref in refs],
+        f"select {_ACCOUNT} from accounts where id = any($1) order by id for no key update", [ref.id for ref in refs]
     )
-    return {
-        id_: Account(id_, name, user_id, status, Money(balance, currency), Money(held, currency), version, merchant)
-        for id_, name, user_id, currency, status, balance, held, version, merchant in rows
-    }
+    return {account.id: account for account in _accounts(rows)}
+
+
+_ACCOUNT: Final = (
+    "id, name, user_id, currency, status, balance_minor, held_minor, version, merchant, revision, created_at"
+)
+
+
+def _accounts(rows: Sequence[asyncpg.Record]) -> list[Account]:
+    return [
+        Account(
+            id_,
+            name,
+            user_id,
+            status,
+            Money(balance, currency),
+            Money(held, currency),
+            version,
+            merchant,
+            revision,
+            created_at,
+        )
+        for id_, name, user_id, currency, status, balance, held, version, merchant, revision, created_at in rows
+    ]
 
 
 # ------------------------------------------------------------------------------------ wallets
@@ -199,10 +219,29 @@ async def insert_wallet(session: AsyncSession, user_id: UUID, currency: str, *, 
     return (await session.scalars(statement)).one_or_none()
 
 
-async def wallets_of(session: AsyncSession, user_id: UUID) -> Sequence[AccountRow]:
-    """A person's wallets, newest first."""
-    statement = sa.select(AccountRow).where(AccountRow.user_id == user_id)
-    return (await session.scalars(statement.order_by(AccountRow.id.desc()))).all()
+async def wallets(connection: Asyncpg, ids: Collection[UUID]) -> list[Account]:
+    """The wallets with these ids, as they are; system accounts are none."""
+    return _accounts(
+        await connection.fetch(
+            f"select {_ACCOUNT} from accounts where id = any($1) and user_id is not null", list(ids)
+        )
+    )
+
+
+async def wallet_ids_of(connection: Asyncpg, user_ids: Collection[UUID]) -> dict[UUID, list[UUID]]:
+    """The ids of each person's wallets, newest first."""
+    rows = await connection.fetch(
+        "select user_id, array_agg(id order by id desc) as ids from accounts "
+        "where user_id = any($1) group by user_id",
+        list(user_ids),
+    )
+    return {row["user_id"]: row["ids"] for row in rows}
+
+
+async def lock_wallets_of(session: AsyncSession, user_id: UUID) -> Sequence[AccountRow]:
+    """A person's wallets, locked in the order of their ids."""
+    statement = sa.select(AccountRow).where(AccountRow.user_id == user_id).order_by(AccountRow.id)
+    return (await session.scalars(statement.with_for_update(key_share=True))).all()
 
 
 async def wallet_in(session: AsyncSession, user_id: UUID, currency: str) -> AccountRow:
@@ -245,3 +284,37 @@ async def entries_of(
     if before_version is not None:
         statement = statement.where(EntryRow.version < before_version)
     return (await session.scalars(statement.order_by(EntryRow.version.desc()).limit(limit))).all()
+
+
+# ------------------------------------------------------------------------------------ people
+
+_PERSON_LOCK: Final = 0x70657273  # "pers", with the person's hash beside it
+
+
+async def lock_person(session: AsyncSession, user_id: UUID) -> None:
+    """Keep everybody else from opening wallets for this person, and from learning of them, known or not."""
+    await session.execute(
+        sa.text("select pg_advisory_xact_lock(:lock, hashtext(:person))"),
+        {"lock": _PERSON_LOCK, "person": str(user_id)},
+    )
+
+
+async def person(session: AsyncSession, user_id: UUID) -> PersonRow | None:
+    """What is known of a person."""
+    return await session.get(PersonRow, user_id)
+
+
+async def has_wallets(session: AsyncSession, user_id: UUID) -> bool:
+    """Whether the person has opened a wallet in any currency."""
+    return bool(await session.scalar(sa.select(sa.exists().where(AccountRow.user_id == user_id))))
+
+
+async def store_person(session: AsyncSession, person: Person) -> bool:
+    """Learn what is newer than what is known; False for what is not."""
+    statement = insert(PersonRow).values(person._asdict())
+    statement = statement.on_conflict_do_update(
+        index_elements=[PersonRow.user_id],
+        set_={"role": person.role, "status": person.status, "sequence": person.sequence},
+        where=PersonRow.sequence < person.sequence,
+    )
+    return (await session.scalar(statement.returning(PersonRow.user_id))) is not None
