@@ -134,5 +134,6 @@ async def forget(database: Database) -> None:
         except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
             _log.warning("old sessions are kept: %s: %s", type(error).__name__, error)
             deleted = 0
+        stop_if_cancelled()
         if deleted < FORGET_BATCH:
             await asyncio.sleep(FORGET_SECONDS)
