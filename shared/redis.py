@@ -1,9 +1,11 @@
 """Redis, which makes things fast and decides nothing: every wait is short, and whoever uses it can do without."""
 
 import asyncio
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -16,11 +18,22 @@ MAX_CONNECTIONS: Final = 16
 OUT: Final = (RedisError, OSError, asyncio.TimeoutError)
 
 
-def connect(settings: Settings, max_connections: int = MAX_CONNECTIONS) -> Redis:
+def connect(
+    settings: Settings, max_connections: int = MAX_CONNECTIONS, on_connect: Callable[[], None] | None = None
+) -> Redis:
     """A client, connected when it is first used; close it with `aclose()`. Keys and answers are bytes.
 
-    Every name of a key or channel begins with `settings.redis_key_prefix`.
+    Every name of a key or channel begins with `settings.redis_key_prefix`. `on_connect` hears of each new connection,
+    also of one that silently takes the place of another: what is at its end may have forgotten what it was told.
     """
+    more: dict[str, Any] = {}
+    if on_connect is not None:
+
+        async def greet(connection: AbstractConnection) -> None:
+            on_connect()
+            await connection.on_connect()
+
+        more["redis_connect_func"] = greet
     pool = BlockingConnectionPool(
         host=settings.redis_host,
         port=settings.redis_port,
@@ -31,5 +44,6 @@ def connect(settings: Settings, max_connections: int = MAX_CONNECTIONS) -> Redis
         timeout=TIMEOUT_SECONDS,
         max_connections=max_connections,
         retry=Retry(NoBackoff(), 0),
+        **more,
     )
     return Redis.from_pool(pool)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import Depends, Request
 
-from shared.auth import ServiceTokens
+from shared.auth import ServiceTokens, bearer_token
 from shared.errors import UnauthorizedError
 
 FORWARDED_FOR_HEADER: Final = "X-Forwarded-For"
@@ -44,6 +44,6 @@ def plain_address(text: str) -> str:
 
 def _is_gateway(tokens: ServiceTokens, proof: str) -> bool:
     try:
-        return tokens.verify(proof) == GATEWAY
+        return tokens.verify(bearer_token(proof)) == GATEWAY
     except UnauthorizedError:
         return False

@@ -12,7 +12,7 @@ SECRET = "a-secret-of-thirty-two-bytes-or-more"
 
 
 def proof(caller: str = "api-gateway", callee: str = "user-service", secret: str = SECRET) -> str:
-    return ServiceTokens(secret, caller).issue(callee)
+    return f"Bearer {ServiceTokens(secret, caller).issue(callee)}"
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ async def test_what_the_gateway_says_is_believed(client: httpx.AsyncClient, forw
         [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof("wallet-service"))],
         [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof(callee="wallet-service"))],
         [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof(secret="another-secret-of-32-bytes-or-more"))],
-        [("X-Forwarded-For", "203.0.113.7"), ("Authorization", f"Bearer {proof()}")],
+        [("X-Forwarded-For", "203.0.113.7"), ("Authorization", proof())],
         [
             ("X-Forwarded-For", "203.0.113.7"),
-            ("X-Gateway-Token", UserTokens(SECRET).issue(new_id(), "admin", new_id())),
+            ("X-Gateway-Token", f"Bearer {UserTokens(SECRET).issue(new_id(), 'admin', new_id())}"),
         ],
         [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof()), ("X-Gateway-Token", proof())],
         [("X-Forwarded-For", "203.0.113.7"), ("X-Forwarded-For", "203.0.113.8"), ("X-Gateway-Token", proof())],
@@ -69,6 +69,7 @@ async def test_what_the_gateway_says_is_believed(client: httpx.AsyncClient, forw
         [("X-Forwarded-For", "localhost"), ("X-Gateway-Token", proof())],
         [("X-Forwarded-For", ""), ("X-Gateway-Token", proof())],
         [("X-Gateway-Token", proof())],
+        [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof().removeprefix("Bearer "))],
         [("X-Real-Ip", "203.0.113.7"), ("Forwarded", "for=203.0.113.7"), ("X-Gateway-Token", proof())],
     ],
 )

@@ -49,6 +49,7 @@ async def test_without_kafka_and_mongodb_the_platform_is_degraded_and_not_down(s
     assert response.json()["status"] == "degraded"
     assert response.json()["services"]["user-service"]["dependencies"] == {
         "postgres": "up",
+        "redis": "up",
         "kafka": "down",
         "mongodb": "down",
     }

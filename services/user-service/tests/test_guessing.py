@@ -1,6 +1,7 @@
 """Guessing passwords: by account, by address, by many, at once, and without Redis; the owner gets in all the same."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -14,7 +15,16 @@ from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
 from shared.testing.waiting import eventually
 from user_service.app import create_app
-from user_service.guesses import ACCOUNT, MAX_AT_ONCE, MAX_COUNTED_ALONE, NETWORK, PAIR, Limit, _Counters
+from user_service.guesses import (
+    ACCOUNT,
+    MAX_AT_ONCE,
+    MAX_COUNTED_ALONE,
+    NETWORK,
+    PAIR,
+    Guesses,
+    Limit,
+    _Counters,
+)
 from user_service.passwords import Passwords
 from user_service.settings import UserSettings
 from user_service.testing import HOME, PASSWORD, Somebody, by_gateway, somebody
@@ -23,7 +33,11 @@ pytestmark = pytest.mark.usefixtures("nobody")
 
 Rows = Callable[..., Coroutine[Any, Any, list[asyncpg.Record]]]
 
-EVIL = "198.51.100.66"
+
+@pytest.fixture
+def evil() -> str:
+    """An address that no other test has guessed from."""
+    return f"198.18.{secrets.randbelow(256)}.{secrets.randbelow(256)}"
 
 
 @pytest.fixture(params=["redis", "without redis"])
@@ -58,12 +72,12 @@ def test_the_limits() -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 async def test_after_ten_guesses_at_an_account_an_address_has_to_wait(
-    users: httpx.AsyncClient, rows: Rows, known: bool
+    users: httpx.AsyncClient, rows: Rows, known: bool, evil: str
 ) -> None:
     alice = await somebody(users) if known else Somebody(users, "", "nobody@example.com")
 
-    statuses = [await guess(users, alice.email, EVIL) for _ in range(10)]
-    refused = await alice.try_to_sign_in(PASSWORD, address=EVIL)  # even with the right one
+    statuses = [await guess(users, alice.email, evil) for _ in range(10)]
+    refused = await alice.try_to_sign_in(PASSWORD, address=evil)  # even with the right one
 
     assert statuses == [401] * 10
     assert_told_to_wait(refused, 900)
@@ -72,13 +86,15 @@ async def test_after_ten_guesses_at_an_account_an_address_has_to_wait(
         assert (await alice.try_to_sign_in(address=HOME)).status_code == 200
 
 
-async def test_after_twenty_guesses_at_any_accounts_an_address_has_to_wait(users: httpx.AsyncClient) -> None:
+async def test_after_twenty_guesses_at_any_accounts_an_address_has_to_wait(
+    users: httpx.AsyncClient, evil: str
+) -> None:
     alice = await somebody(users)
 
-    statuses = [await guess(users, f"user-{number}@example.com", EVIL) for number in range(20)]
+    statuses = [await guess(users, f"user-{number}@example.com", evil) for number in range(20)]
 
     assert statuses == [401] * 20
-    assert_told_to_wait(await alice.try_to_sign_in(address=EVIL), 900)
+    assert_told_to_wait(await alice.try_to_sign_in(address=evil), 900)
     assert (await alice.try_to_sign_in(address=HOME)).status_code == 200
 
 
@@ -106,10 +122,10 @@ async def test_a_right_password_is_no_guess(users: httpx.AsyncClient) -> None:
     assert await guess(users, alice.email, HOME) == 429
 
 
-async def test_guesses_at_once_get_no_further(users: httpx.AsyncClient) -> None:
+async def test_guesses_at_once_get_no_further(users: httpx.AsyncClient, evil: str) -> None:
     alice = await somebody(users)
 
-    statuses = await asyncio.gather(*(guess(users, alice.email, EVIL) for _ in range(60)))
+    statuses = await asyncio.gather(*(guess(users, alice.email, evil) for _ in range(60)))
 
     assert (statuses.count(401), statuses.count(429)) == (10, 50)
 
@@ -154,18 +170,20 @@ async def test_a_stolen_token_does_not_let_guess_the_password(users: httpx.Async
     assert await session.is_alive()
 
 
-async def test_two_processes_count_together(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_two_processes_count_together(sandbox: Sandbox, client: httpx.AsyncClient, evil: str) -> None:
     alice = await somebody(client)
     settings = sandbox.settings(UserSettings, bcrypt_rounds=4, kafka_bootstrap_servers="127.0.0.1:1")
     async with in_process(create_app(settings)) as other:
-        guesses = [guess(process, alice.email, EVIL) for process in (client, other) for _ in range(10)]
+        guesses = [guess(process, alice.email, evil) for process in (client, other) for _ in range(10)]
         statuses = await asyncio.gather(*guesses)
 
     assert (statuses.count(401), statuses.count(429)) == (10, 10)
 
 
-async def test_counters_end_and_hold_no_address_in_clear(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
-    await guess(client, "alice@example.com", EVIL)
+async def test_counters_end_and_hold_no_address_in_clear(
+    sandbox: Sandbox, client: httpx.AsyncClient, evil: str
+) -> None:
+    await guess(client, "alice@example.com", evil)
 
     async with connect(sandbox.settings(UserSettings)) as redis:
         prefix = f"{sandbox.environment['REDIS_KEY_PREFIX']}guesses:"
@@ -176,7 +194,9 @@ async def test_counters_end_and_hold_no_address_in_clear(sandbox: Sandbox, clien
     assert not any(b"alice" in key for key in keys)
 
 
-async def test_one_address_does_not_fill_the_queue_of_hashes(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_one_address_does_not_fill_the_queue_of_hashes(
+    sandbox: Sandbox, client: httpx.AsyncClient, evil: str
+) -> None:
     """While one address guesses with all its might, somebody else logs in without waiting for all of it."""
     settings = sandbox.settings(UserSettings, bcrypt_rounds=10, kafka_bootstrap_servers="127.0.0.1:1")
     async with in_process(create_app(settings)) as slow:
@@ -184,7 +204,7 @@ async def test_one_address_does_not_fill_the_queue_of_hashes(sandbox: Sandbox, c
         order: list[str] = []
 
         async def one_guess(number: int) -> None:
-            await guess(slow, f"user-{number}@example.com", EVIL)
+            await guess(slow, f"user-{number}@example.com", evil)
             order.append("guess")
 
         guessing = [asyncio.create_task(one_guess(number)) for number in range(20)]
@@ -201,26 +221,47 @@ async def test_one_address_does_not_fill_the_queue_of_hashes(sandbox: Sandbox, c
     assert order.index("login") < 14
 
 
+async def test_what_was_counted_without_redis_still_counts_when_it_is_back(sandbox: Sandbox) -> None:
+    settings = sandbox.settings(UserSettings)
+    guesses = Guesses(settings)
+    key = [(f"{settings.redis_key_prefix}guesses:{secrets.token_hex(8)}", Limit("any", 10, 60))]
+    for _ in range(7):
+        guesses._alone.add(key)
+    assert [await guesses._count(key) for _ in range(3)] == [(0, False)] * 3
+
+    wait_ms, alone = await guesses._count(key)
+
+    assert 0 < wait_ms <= 60_000
+    assert alone is False
+    await guesses.close()
+
+
 def test_the_counters_of_one_process_are_bounded_and_the_oldest_go_first() -> None:
     counters, limit = _Counters(size=3), Limit("any", 1, 60)
     for key in "abcd":
-        assert counters.reserve([(key, limit)]) == 0
+        counters.add([(key, limit)])
 
-    assert counters.reserve([("b", limit)]) > 0
-    assert counters.reserve([("a", limit)]) == 0
+    assert counters.wait([("b", limit)]) > 0
+    assert counters.wait([("a", limit)]) == 0
     assert len(counters._counts) == 3
     assert MAX_COUNTED_ALONE == 20_000
 
 
 def test_a_counter_begins_anew_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     counters, limit, now = _Counters(size=3), Limit("any", 2, 60), time.monotonic()
-    assert [counters.reserve([("a", limit)]) for _ in range(2)] == [0, 0]
-    assert 0 < counters.reserve([("a", limit)]) <= 60_000
+    for _ in range(2):
+        assert counters.wait([("a", limit)]) == 0
+        counters.add([("a", limit)])
+    assert 0 < counters.wait([("a", limit)]) <= 60_000
     counters.give_back(["a"])
-    assert counters.reserve([("a", limit)]) == 0
+    assert counters.wait([("a", limit)]) == 0
+    counters.add([("a", limit)])
+    assert counters.wait([("a", limit)]) > 0
 
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
-    assert counters.reserve([("a", limit)]) == 0
+    assert counters.wait([("a", limit)]) == 0
+    counters.add([("a", limit)])
+    assert counters.count("a") == 1
 
 
 # ------------------------------------------------------------------------------------------------- time and cost

@@ -20,7 +20,7 @@ from shared.testing.servers import in_process
 from shared.testing.waiting import eventually
 from user_service.app import create_app
 from user_service.settings import UserSettings
-from user_service.testing import HOME, Session, event_of, somebody
+from user_service.testing import HOME, Session, Somebody, event_of, somebody
 from user_service.worker import KEPT_DAYS
 
 pytestmark = pytest.mark.usefixtures("nobody")
@@ -265,3 +265,22 @@ async def test_sessions_that_were_over_three_months_ago_are_forgotten(
         await eventually(forgotten)
 
     assert {row["id"] for row in await rows("select id from sessions")} == {live, ended, expired}
+
+
+async def test_an_end_matters_for_as_long_as_the_longest_access_token_lives(
+    sandbox: Sandbox, client: httpx.AsyncClient, rows: Rows
+) -> None:
+    async def until() -> float:
+        [row] = await rows("select extract(epoch from access_until - now())::float as seconds from sessions")
+        return float(row["seconds"])
+
+    alice = await somebody(client)
+    settings = sandbox.settings(UserSettings, bcrypt_rounds=4, access_token_expire_minutes=60, mongo_port=1)
+    async with in_process(create_app(settings)) as longer:
+        session = await Somebody(longer, alice.id, alice.email).sign_in()
+    assert 3600 < await until() < 3660
+
+    response = await client.post("/users/refresh", json={"refresh_token": session.refresh})
+
+    assert response.json()["expires_in"] == 900
+    assert 3590 < await until() < 3660  # by a process that issues shorter ones

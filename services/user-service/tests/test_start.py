@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from shared.signing_keys import new_pair
 from shared.testing.sandbox import Sandbox
 
 FOLDER = Path(__file__).parent.parent
+PRIVATE, PUBLIC = new_pair()
 
 
 async def start(sandbox: Sandbox, **change: str) -> tuple[int | None, list[str]]:
@@ -69,11 +71,20 @@ async def test_a_database_that_cannot_be_used_is_named(
             {"ENVIRONMENT": "production", "JWT_SECRET_KEY": "j" * 32, "SERVICE_SECRET_KEY": "short"},
             "SERVICE_SECRET_KEY must be set to a secret of at least 32 bytes of your own",
         ),
+        ({"JWT_PUBLIC_KEY": "a key"}, "JWT_PUBLIC_KEY: Must be a public key on the curve P-256 in PEM"),
+        ({"JWT_PRIVATE_KEY": PUBLIC}, "JWT_PRIVATE_KEY: Must be a private key on the curve P-256 in PEM"),
+        ({"JWT_PUBLIC_KEY": PUBLIC}, "JWT_PRIVATE_KEY and JWT_PUBLIC_KEY must be set together"),
+        ({"JWT_PRIVATE_KEY": PRIVATE}, "JWT_PRIVATE_KEY and JWT_PUBLIC_KEY must be set together"),
+        (
+            {"JWT_PRIVATE_KEY": new_pair()[0], "JWT_PUBLIC_KEY": PUBLIC},
+            "JWT_PRIVATE_KEY and JWT_PUBLIC_KEY are not a pair",
+        ),
     ],
-    ids=["port", "known secret", "short secret"],
+    ids=["port", "known secret", "short secret", "no key", "public as private", "half", "other half", "no pair"],
 )
 async def test_a_setting_that_cannot_be_is_named(sandbox: Sandbox, change: dict[str, str], sentence: str) -> None:
     status, [line] = await start(sandbox, **change)
 
     assert status == 1
     assert line.startswith(sentence)
+    assert "BEGIN" not in line

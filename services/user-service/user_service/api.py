@@ -57,9 +57,8 @@ FirstName = Annotated[str, Field(min_length=1, max_length=100, examples=["John"]
 LastName = Annotated[str, Field(min_length=1, max_length=100, examples=["Doe"]), SINGLE_LINE]
 # The shape only: a number of the documentation range is nobody's, and still a phone number.
 Phone = Annotated[str, Field(pattern=r"^\+[1-9][0-9]{6,14}$", examples=["+1234567890"])]
-RefreshToken = Annotated[
-    str, Field(min_length=1, max_length=200, examples=["AZXkq1n3cYuJb1h0TjY2nAAAAAAAAAABk7mV0l9m3n0i8Qe1W5y2"])
-]
+_REFRESH_EXAMPLE = "AZXkq1n3cYuJb1h0TjY2nAAAAAAAAAABk7mV0l9m3n0i8Qe1W5y2AZXkq1n3cYuJb1h0TjY2nAAA"
+RefreshToken = Annotated[str, Field(min_length=1, max_length=200, examples=[_REFRESH_EXAMPLE])]
 Role = Literal["user", "merchant", "admin"]
 Status = Literal["active", "disabled", "closed"]
 
@@ -139,8 +138,10 @@ class UserOut(BaseModel):
 class TokensOut(BaseModel):
     """Tokens (OAuth 2.0 names, RFC 6749 section 5.1); `expires_in` is that of the access token, in seconds."""
 
-    access_token: str
-    refresh_token: str = Field(description="For `POST /users/refresh`, once; the answer brings the next.")
+    access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJpc3MiOiJwYXltZW50LXN5c3RlbSJ9.c2ln"])
+    refresh_token: str = Field(
+        description="For `POST /users/refresh`, once; the answer brings the next.", examples=[_REFRESH_EXAMPLE]
+    )
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - the scheme's name
     expires_in: int = Field(examples=[900])
 

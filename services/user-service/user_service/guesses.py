@@ -3,7 +3,7 @@
 A guess is counted before its hash is computed and given back when it was right, so that no number of guesses at once
 gets past a limit. Right ones would be in each other's way while they are counted, so a network has its turn only four
 times at once, which also keeps it from filling the queue of hashes. Redis counts for all processes; while it is out,
-each process counts for itself.
+each process counts for itself, and what it counted then still counts when Redis is back.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ PAIR: Final = Limit("pair", 10, 15 * 60)  # one account from one network
 NETWORK: Final = Limit("network", 20, 15 * 60)  # all accounts from one network
 ACCOUNT: Final = Limit("account", 100, 60 * 60)  # one account from all networks that have never got in
 
-# KEYS are counters, ARGV their limits and times in ms. Counts in all of them, or in none; answers 0, or how many ms
-# it takes until none is full.
+# KEYS are counters; ARGV what is left of their limits, and their times in ms. Counts in all of them, or in none;
+# answers 0, or how many ms it takes until none is full.
 _RESERVE: Final = """
 local wait = 0
 for i, key in ipairs(KEYS) do
@@ -140,47 +140,52 @@ class Guesses:
         await self._redis.aclose()
 
     async def _count(self, counters: Sequence[tuple[str, Limit]]) -> tuple[int, bool]:
-        limits = [value for _, limit in counters for value in (limit.attempts, limit.seconds * 1000)]
+        wait_ms = self._alone.wait(counters)
+        if wait_ms:
+            return wait_ms, True
+        left = [(limit.attempts - self._alone.count(key), limit.seconds * 1000) for key, limit in counters]
+        arguments = [value for pair in left for value in pair]
         try:
-            return int(await self._reserve(keys=[key for key, _ in counters], args=limits)), False
+            return int(await self._reserve(keys=[key for key, _ in counters], args=arguments)), False
         except OUT as error:
             _log.warning("guesses are counted in this process alone: %s", type(error).__name__)
-            return self._alone.reserve(counters), True
+        wait_ms = self._alone.wait(counters)  # others may have come first
+        if not wait_ms:
+            self._alone.add(counters)
+        return wait_ms, True
 
 
 class _Counters:
-    """What Redis would do, in this process; bounded, the oldest counters go first."""
+    """What was counted without Redis, in this process; bounded, the oldest counters go first."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._counts: dict[str, tuple[int, float]] = {}
 
-    def reserve(self, counters: Sequence[tuple[str, Limit]]) -> int:
-        """Count in all, or in none; 0, or for how many ms one of them is full."""
-        now = time.monotonic()
-        found = [self._now(key, limit, now) for key, limit in counters]
-        waits = [
-            ends_at - now
-            for (count, ends_at), (_, limit) in zip(found, counters, strict=True)
-            if count >= limit.attempts
-        ]
-        if waits:
-            return max(1, math.ceil(max(waits) * 1000))
-        for (key, _), (count, ends_at) in zip(counters, found, strict=True):
+    def count(self, key: str) -> int:
+        """How many guesses a counter has."""
+        count, ends_at = self._counts.get(key, (0, 0.0))
+        return count if time.monotonic() < ends_at else 0
+
+    def wait(self, counters: Sequence[tuple[str, Limit]]) -> int:
+        """0, or how many ms it takes until none is full."""
+        ends = [self._counts[key][1] for key, limit in counters if self.count(key) >= limit.attempts]
+        return max(1, math.ceil((max(ends) - time.monotonic()) * 1000)) if ends else 0
+
+    def add(self, counters: Sequence[tuple[str, Limit]]) -> None:
+        """Count one guess in all of them."""
+        for key, limit in counters:
+            count = self.count(key)
+            ends_at = self._counts[key][1] if count else time.monotonic() + limit.seconds
+            if not count:
+                self._counts.pop(key, None)
             self._counts[key] = (count + 1, ends_at)
         while len(self._counts) > self._size:
             del self._counts[next(iter(self._counts))]
-        return 0
 
     def give_back(self, keys: Sequence[str]) -> None:
+        """Take one guess out of all of them."""
         for key in keys:
             count, ends_at = self._counts.get(key, (0, 0.0))
             if count:
                 self._counts[key] = (count - 1, ends_at)
-
-    def _now(self, key: str, limit: Limit, now: float) -> tuple[int, float]:
-        count, ends_at = self._counts.get(key, (0, 0.0))
-        if now < ends_at:
-            return count, ends_at
-        self._counts.pop(key, None)
-        return 0, now + limit.seconds

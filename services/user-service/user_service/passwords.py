@@ -51,8 +51,13 @@ class Passwords:
         return await self._run(self._verify, password, stored)
 
     async def renewed(self, password: str, stored: str) -> str | None:
-        """A new hash of the right password where the cost has risen since the stored one was made."""
-        return await self.hash(password) if _rounds_of(stored) < self._rounds else None
+        """A new hash of the right password where the cost has risen since the stored one was made; None if not."""
+        if _rounds_of(stored) >= self._rounds:
+            return None
+        try:
+            return await self.hash(password)
+        except UnavailableError:
+            return None
 
     def close(self) -> None:
         """Stop the threads."""

@@ -18,7 +18,7 @@ HOME: Final = "203.0.113.7"
 def by_gateway(address: str) -> dict[str, str]:
     """Headers of a request that the gateway forwards for somebody at this address."""
     proof = ServiceTokens(DEVELOPMENT_SERVICE_SECRET, GATEWAY).issue("user-service")
-    return {FORWARDED_FOR_HEADER: address, GATEWAY_TOKEN_HEADER: proof}
+    return {FORWARDED_FOR_HEADER: address, GATEWAY_TOKEN_HEADER: f"Bearer {proof}"}
 
 
 @dataclass(frozen=True)

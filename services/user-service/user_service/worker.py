@@ -35,9 +35,10 @@ class Announcer:
     def __init__(self, database: Database, settings: Settings, registry: CollectorRegistry) -> None:
         self._database = database
         self._names = Names.of(settings)
-        self._redis = connect(settings, max_connections=1)
+        self._redis = connect(settings, max_connections=1, on_connect=self._is_new)
         self._woken = asyncio.Event()
-        self._is_filled = False
+        self._connection = 0
+        self._filled_by = 0
         self._is_out = False
         self._told = Counter("sessions_announced", "Ends of sessions told.", registry=registry)
 
@@ -60,7 +61,6 @@ class Announcer:
             try:
                 await self._round()
             except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
-                self._is_filled = False  # what Redis has may be lost with the connection
                 self._report(error)
             else:
                 self._report(None)
@@ -68,7 +68,8 @@ class Announcer:
             await self._pause()
 
     async def _round(self) -> None:
-        if not self._is_filled or not await self._redis.exists(self._names.complete):
+        complete = await self._redis.exists(self._names.complete)
+        if not complete or self._filled_by != self._connection:
             await self._fill()
         while rows := await self._untold():
             await self._tell(rows)
@@ -77,14 +78,17 @@ class Announcer:
             self._told.inc(len(rows))
         await self._redis.publish(self._names.channel, HEARTBEAT)
 
+    def _is_new(self) -> None:
+        """There is a new connection: at its end may be a Redis that has lost something."""
+        self._connection += 1
+
     async def _untold(self) -> Sequence[asyncpg.Record]:
         async with self._database.batch() as connection:
             return await queries.sessions_to_announce(connection, PAGE)
 
     async def _fill(self) -> None:
         """Tell everything that still matters, and say that the set is whole."""
-        self._is_filled = False
-        last = _FIRST_ID
+        filled_by, last = self._connection, _FIRST_ID
         while True:
             async with self._database.batch() as connection:
                 rows = await queries.ended_sessions(connection, last, PAGE)
@@ -93,7 +97,7 @@ class Announcer:
             await self._tell(rows)
             last = rows[-1]["id"]
         await self._redis.set(self._names.complete, 1)
-        self._is_filled = True
+        self._filled_by = filled_by
 
     async def _tell(self, rows: Sequence[asyncpg.Record]) -> None:
         ended = [Ended(row["id"], row["access_until"].timestamp()) for row in rows]
@@ -130,5 +134,6 @@ async def forget(database: Database) -> None:
         except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
             _log.warning("old sessions are kept: %s: %s", type(error).__name__, error)
             deleted = 0
+        stop_if_cancelled()
         if deleted < FORGET_BATCH:
             await asyncio.sleep(FORGET_SECONDS)

@@ -182,7 +182,8 @@ class Sessions:
         row.generation += 1
         row.rotated_at = row.last_used_at = now
         row.expires_at = now + self._life
-        row.access_until = now + self._access_life
+        until = now + self._access_life
+        row.access_until = max(until, row.access_until or until)  # its earlier tokens may have a longer life
 
     async def _proven(self, session: AsyncSession, presented: Presented) -> tuple[UserRow, SessionRow]:
         """The session of a genuine token and its owner, whose row is locked; raises InvalidRefreshTokenError."""
