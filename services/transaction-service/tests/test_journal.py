@@ -208,6 +208,33 @@ async def test_a_key_without_an_answer_is_resumed_by_the_retry_once_its_first_pr
     assert await table.count(command.user_id) == 1
 
 
+async def test_another_wish_under_the_key_keeps_nobody_from_resuming_what_a_crash_left(
+    journal: Journal, table: Table
+) -> None:
+    command = transfer("k")
+    [first] = await opened(journal, command)
+    await table.due(first.id)
+
+    others = await journal.open([replace(command, description=str(number)) for number in range(3)])
+    [resumed] = await journal.open([command])
+
+    assert kinds(others) == [IdempotencyKeyReusedError] * 3
+    assert isinstance(resumed, Transaction)
+    assert (resumed.id, resumed.attempts) == (first.id, 1)
+
+
+async def test_a_wish_is_resumed_beside_another_one_under_its_key(journal: Journal, table: Table) -> None:
+    command = transfer("k")
+    [first] = await opened(journal, command)
+    await table.due(first.id)
+
+    other, resumed = await journal.open([replace(command, description="x"), command])
+
+    assert isinstance(other, IdempotencyKeyReusedError)
+    assert isinstance(resumed, Transaction)
+    assert (resumed.id, resumed.attempts) == (first.id, 1)
+
+
 async def test_two_retries_and_two_sweepers_at_once_resume_it_once(
     journals: tuple[Journal, Journal], table: Table
 ) -> None:

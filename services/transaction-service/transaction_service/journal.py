@@ -199,11 +199,19 @@ class _Batch:
 
     @property
     def _unanswered(self) -> list[UUID]:
-        """What a crash has left without an answer, unless it is of this batch."""
+        """What a crash has left without an answer and is asked for again, unless it is of this batch."""
         own = {item.id for item in self._items}
+        asked = {queries.key_id(item.command) for item in self._keyed if self._stands_for(item.command)}
         return [
-            key.transaction_id for key in self._known.values() if key.answer is None and key.transaction_id not in own
+            key.transaction_id
+            for id_, key in self._known.items()
+            if key.answer is None and key.transaction_id not in own and id_ in asked
         ]
+
+    def _stands_for(self, command: Command) -> bool:
+        """Whether the command's key was taken for the same wish."""
+        key = self._known.get(queries.key_id(command))
+        return key is not None and key.fingerprint == command.fingerprint()
 
     async def _reserve(self, connection: Asyncpg) -> tuple[dict[UUID, Command], dict[UUID, AppError]]:
         """Refunds take their part of the original, in arrival order, or are refused; both by id."""
@@ -234,7 +242,7 @@ class _Batch:
         key = self._known.get(queries.key_id(item.command))
         if key is None:
             return IdempotencyKeyInUseError()
-        if key.fingerprint != item.command.fingerprint():
+        if not self._stands_for(item.command):
             return IdempotencyKeyReusedError()
         if key.answer is not None:
             return key.answer
