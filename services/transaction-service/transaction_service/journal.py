@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -62,6 +62,7 @@ class Journal:
         self._database = database
         self._relay = relay
         self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
+        self._callers = _Callers()
 
     async def open(self, commands: Sequence[Command]) -> list[Opened]:
         """Put each command on record as pending, with its key; known keys come back as they ended.
@@ -78,6 +79,15 @@ class Journal:
     async def wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Leave the transactions to the sweeper: unknown is not failed. As they are afterwards, by id."""
         return _changed(await self._batcher.submit(transactions))
+
+    def promise(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
+        """The callers of these hear 202 whatever comes, so their keys stay; but those that are being refused with
+        their keys let go of hear that, and are answered by id. Holds until `answered`."""
+        return self._callers.promise(transaction.id for transaction in transactions)
+
+    def answered(self, transactions: Sequence[Transaction]) -> None:
+        """The request that opened these has done all that it will do about them."""
+        self._callers.forget(transaction.id for transaction in transactions)
 
     async def claim_due(self, types: Collection[Type]) -> list[Transaction]:
         """Open transactions of these types that nobody works on, leased to the caller."""
@@ -139,7 +149,7 @@ class Journal:
             if to_lock := held | batch.to_lock:
                 await queries.lock(connection, to_lock)
             opened = await batch.open(connection)
-            changed = await _close(connection, decisions) if decisions else {}
+            changed = await _close(connection, decisions, self._callers) if decisions else {}
             begun = await _wait(connection, waiting) if waiting else {}
             await outbox.append_batch(connection, [_event(transaction) for transaction in (changed | begun).values()])
             told = bool(changed or begun)
@@ -251,11 +261,40 @@ class _Batch:
         return IdempotencyKeyInUseError()
 
 
-async def _close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
+class _Callers:
+    """What those who wait for their answers here are going to hear: a key is let go of for who hears why, not for who
+    has heard 202."""
+
+    def __init__(self) -> None:
+        self._promised: set[UUID] = set()
+        self._refused: dict[UUID, Transaction] = {}
+
+    def promise(self, ids: Iterable[UUID]) -> dict[UUID, Transaction]:
+        """These hear 202 unless they are being refused; the latter."""
+        asked = set(ids)
+        refused = {id_: self._refused[id_] for id_ in asked & self._refused.keys()}
+        self._promised |= asked - refused.keys()
+        return refused
+
+    def refuse(self, transaction: Transaction) -> bool:
+        """Whether its caller can still hear that it is refused, and then does."""
+        # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
+        if transaction.attempts or transaction.id in self._promised:
+            return False
+        self._refused[transaction.id] = transaction
+        return True
+
+    def forget(self, ids: Iterable[UUID]) -> None:
+        """These have been answered."""
+        for id_ in ids:
+            self._promised.discard(id_)
+            self._refused.pop(id_, None)
+
+
+async def _close(connection: Asyncpg, decisions: Sequence[Decision], callers: _Callers) -> dict[UUID, Transaction]:
     closed = _traced(await queries.close(connection, decisions), [decision.transaction for decision in decisions])
     answers = {id_: answer(transaction) for id_, transaction in closed.items()}
-    # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
-    kept = {id_ for id_, told in answers.items() if told.final or closed[id_].attempts}
+    kept = {id_ for id_, told in answers.items() if told.final or not callers.refuse(closed[id_])}
     await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
     if freed := list(answers.keys() - kept):
         await queries.free_keys(connection, freed)
