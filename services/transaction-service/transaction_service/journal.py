@@ -9,7 +9,7 @@ from uuid import UUID
 
 from shared import outbox
 from shared.batching import Batcher
-from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
+from shared.database import Asyncpg, CommitUnknownError, Database, LockTimeoutError, with_retries
 from shared.errors import AppError, OutcomeUnknownError, UnavailableError
 from shared.events import OutgoingEvent
 from shared.ids import new_id
@@ -32,6 +32,7 @@ from transaction_service.domain import (
 LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
 MAX_BATCH: Final = 256
+LOOK_SECONDS: Final = 0.25  # for finding out which keys somebody keeps
 KEY_DAYS: Final = 30
 KEYS_AT_A_TIME: Final = 1000
 
@@ -131,8 +132,45 @@ class Journal:
         """Write what was handed in; nothing more is taken."""
         await self._batcher.close()
 
-    async def _write(self, entries: Sequence[_Entry]) -> list[_Written]:
+    async def _write(self, entries: Sequence[_Entry]) -> Sequence[_Written | Exception]:
+        try:
+            return await self._written(entries)
+        except LockTimeoutError:
+            if len(entries) == 1:
+                raise
+        return await self._write_around(entries, await self._kept_from(entries))
+
+    async def _written(self, entries: Sequence[_Entry]) -> list[_Written]:
         return await with_retries(lambda: self._write_once(entries))
+
+    async def _write_around(self, entries: Sequence[_Entry], stuck: Sequence[bool]) -> list[_Written | Exception]:
+        """Write what needs nothing that somebody keeps, and then try the rest once more, together.
+
+        So a batch is written within three lock time-outs and the time it takes to look, however many keys and rows
+        somebody keeps; what is stuck has the time-out as its outcome.
+        """
+        free = iter(await self._tried([e for e, is_stuck in zip(entries, stuck, strict=True) if not is_stuck]))
+        late = iter(await self._tried([e for e, is_stuck in zip(entries, stuck, strict=True) if is_stuck]))
+        return [next(late) if is_stuck else next(free) for is_stuck in stuck]
+
+    async def _tried(self, entries: Sequence[_Entry]) -> Sequence[_Written | Exception]:
+        try:
+            return await self._written(entries) if entries else []
+        except (LockTimeoutError, OSError) as error:
+            return [error] * len(entries)
+
+    async def _kept_from(self, entries: Sequence[_Entry]) -> list[bool]:
+        """Which of the entries need a key or a transaction that somebody else keeps locked."""
+        commands = [entry.command for entry in entries if isinstance(entry, _Open) and entry.command.key is not None]
+        async with self._database.batch() as connection:
+            known = await queries.known_keys(connection, commands) if commands else {}
+            needed = [_needed(entry, known) for entry in entries]
+            rows = await queries.locked_by_others(connection, set().union(*needed))
+            keys = await queries.keys_of_others(connection, commands, LOOK_SECONDS) if commands else set()
+        return [
+            not rows.isdisjoint(ids) or (isinstance(entry, _Open) and queries.key_id(entry.command) in keys)
+            for entry, ids in zip(entries, needed, strict=True)
+        ]
 
     async def _write_once(self, entries: Sequence[_Entry]) -> list[_Written]:
         """One transaction with a fixed number of statements; locks in the order keys, then transactions by id.
@@ -314,6 +352,18 @@ async def _wait(connection: Asyncpg, transactions: Sequence[Transaction]) -> dic
     if begun:
         await queries.store_answers(connection, [(id_, answer(t)) for id_, t in begun.items()])
     return begun
+
+
+def _needed(entry: _Entry, known: Mapping[queries.KeyId, queries.KnownKey]) -> set[UUID]:
+    """The transactions that an entry may have to lock, or whose keys it changes."""
+    if isinstance(entry, _Open):
+        key = known.get(queries.key_id(entry.command)) if entry.command.key is not None else None
+        ids = {entry.command.original_id, key.transaction_id if key else None}
+    elif isinstance(entry, Decision):
+        ids = {entry.transaction.id, entry.transaction.original_id}
+    else:
+        ids = {entry.id}
+    return {id_ for id_ in ids if id_ is not None}
 
 
 def _traced(found: Mapping[UUID, Transaction], asked: Sequence[Transaction]) -> dict[UUID, Transaction]:
