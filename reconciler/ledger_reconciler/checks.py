@@ -557,7 +557,8 @@ select i.id::text as subject, case
     when t.status = 'completed' and t.type = 'deposit' and b.status = 'succeeded'
         then format('deposit %s is completed, but its charge was given back', i.id)
     when t.status = 'failed' and t.type = 'deposit' and o.status = 'succeeded'
-            and b.status is distinct from 'succeeded' and (b.status is distinct from 'pending' or {_LATE})
+            and o.reversal is null and b.status is distinct from 'succeeded'
+            and (b.status is distinct from 'pending' or {_LATE})
         then format('deposit %s has failed (%s), but its charge succeeded and its refund is %s', i.id, t.failure_code,
             coalesce(b.status, 'not on record'))
     when t.status = 'failed' and t.type <> 'deposit' and o.status = 'succeeded'
@@ -615,14 +616,18 @@ select coalesce(r.original_id, p.transaction_id)::text as subject, case
     when r.id is not null and (r.amount_minor, r.currency) is distinct from (p.reversed_minor, p.currency)
         then format('%s %s is of %s %s, but the provider says %s %s', replace(r.type, '_', ' '), r.id, r.amount_minor,
             r.currency, p.reversed_minor, p.currency)
-    when r.status is distinct from 'completed' and p.reversed_at < now() - {PROVIDER_SLACK}
+    when r.status = 'completed' and p.original_status <> 'completed'
+        then format('%s %s is completed, but transaction %s, which it undoes, is %s', replace(r.type, '_', ' '), r.id,
+            r.original_id, p.original_status)
+    when r.status is distinct from 'completed' and p.original_status = 'completed'
+            and p.reversed_at < now() - {PROVIDER_SLACK}
         then format('the %s of transaction %s was %s at %s, which is %s here', p.kind, p.transaction_id, p.reversal,
             p.reversed_at, coalesce(r.status, 'unknown'))
     end as told
 from (select * from transactions.transactions where type in ('dispute', 'payout_return')) r
 full join (
-    select p.* from payments.payments p
-    join transactions.transactions t on t.id = p.transaction_id and t.status = 'completed'
+    select p.*, t.status as original_status from payments.payments p
+    join transactions.transactions t on t.id = p.transaction_id
     where p.reversal is not null
 ) p on p.transaction_id = r.original_id
     and r.type = case p.reversal when 'disputed' then 'dispute' else 'payout_return' end

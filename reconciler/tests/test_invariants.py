@@ -411,6 +411,12 @@ PROVIDERS = [
         found(reversal=of("stolen"), event=of("charge of stolen")),
     ),
     Case(
+        "a dispute that took money for a deposit that failed",
+        f"update transactions.transactions set status = 'failed', failure_code = 'wallet_closed' "
+        f"where id = {q('stolen')}",
+        found(reversal=of("stolen"), effect=of("stolen"), event=of("stolen")),
+    ),
+    Case(
         "a returned payout that has not come back here",
         f"update transactions.transactions set status = 'pending', completed_at = null where id = {q('return')};"
         f"delete from wallets.entries where posting_id = {q('return')};"
