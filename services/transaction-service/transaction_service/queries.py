@@ -355,25 +355,37 @@ async def visible(session: AsyncSession, user_id: UUID | None, transaction_id: U
 
 
 async def page(
-    session: AsyncSession, user_id: UUID | None, filters: Filters, limit: int, after: Transaction | None
+    session: AsyncSession,
+    user_id: UUID | None,
+    filters: Filters,
+    limit: int,
+    cursor: Transaction | None,
+    *,
+    newer: bool = False,
 ) -> list[Transaction]:
-    """At most `limit` of the transactions that this user (None: anybody) may see, newest first."""
+    """At most `limit` of the transactions that this user (None: anybody) may see, newest first.
+
+    They are the ones next to the cursor, on its older side, or the `newer` one.
+    """
     conditions = _conditions(filters)
-    if after is not None:
-        position = sa.tuple_(TransactionRow.created_at, TransactionRow.id)
-        conditions.append(position < sa.tuple_(sa.literal(after.created_at), sa.literal(after.id)))
+    position = sa.tuple_(TransactionRow.created_at, TransactionRow.id)
+    if cursor is not None:
+        at = sa.tuple_(sa.literal(cursor.created_at), sa.literal(cursor.id))
+        conditions.append(position > at if newer else position < at)
 
-    order = (TransactionRow.created_at.desc(), TransactionRow.id.desc())
+    columns = (TransactionRow.created_at, TransactionRow.id)
+    order = columns if newer else tuple(column.desc() for column in columns)
 
-    def newest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[UUID]:
+    def nearest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[UUID]:
         ids = sa.select(TransactionRow.id).where(*conditions, *more).order_by(*order).limit(limit)
         return ids.correlate(None).scalar_subquery()
 
     # Each half walks its own index; an OR in one query would walk neither.
-    halves = [newest()] if user_id is None else [newest(_paid_by(user_id)), newest(_received_by(user_id))]
+    halves = [nearest()] if user_id is None else [nearest(_paid_by(user_id)), nearest(_received_by(user_id))]
     statement = sa.select(TransactionRow).where(sa.or_(*(TransactionRow.id.in_(half) for half in halves)))
     statement = statement.order_by(*order).limit(limit)
-    return [_from_row(row) for row in await session.scalars(statement)]
+    found = [_from_row(row) for row in await session.scalars(statement)]
+    return found[::-1] if newer else found
 
 
 def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:

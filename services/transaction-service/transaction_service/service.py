@@ -145,15 +145,26 @@ class Transactions:
         return transaction
 
     async def page(
-        self, caller: Principal, filters: Filters, limit: int, after: UUID | None
+        self,
+        caller: Principal,
+        filters: Filters,
+        limit: int,
+        *,
+        after: UUID | None = None,
+        before: UUID | None = None,
     ) -> tuple[list[Transaction], bool]:
-        """At most `limit` transactions, newest first, and whether there are more; raises NotFoundError."""
+        """At most `limit` transactions, newest first, and whether there are more in this direction.
+
+        The list goes on after the transaction `after`, or ends before `before`; raises NotFoundError.
+        """
+        seen = after or before
         async with self._database.transaction() as session:
-            cursor = await queries.visible(session, _scope(caller), after) if after else None
-            if after and cursor is None:
+            cursor = await queries.visible(session, _scope(caller), seen) if seen else None
+            if seen and cursor is None:
                 raise NotFoundError("transaction")
-            found = await queries.page(session, _scope(caller), filters, limit + 1, cursor)
-        return found[:limit], len(found) > limit
+            found = await queries.page(session, _scope(caller), filters, limit + 1, cursor, newer=before is not None)
+        shown = found[-limit:] if before else found[:limit]
+        return shown, len(found) > limit
 
     def _complete(self, command: Command) -> Command:
         """The command with what is fixed when it is opened: its fee, and the request that it came with."""
