@@ -1,10 +1,23 @@
-"""How much goes into one transaction of the ledger, whatever comes in one call."""
+"""How much goes into one transaction of the ledger, and how many statements it needs."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from uuid import UUID
 
+import pytest
+from prometheus_client import CollectorRegistry
+
+from shared.database import Asyncpg, Database
+from shared.ids import new_id
+from shared.money import Money
+from shared.outbox import Relay
+from shared.testing.sandbox import Sandbox
 from shared.testing.tokens import Person
-from wallet_service.service import MAX_BATCH
+from wallet_service.domain import Action, Posting, account_ref
+from wallet_service.service import MAX_BATCH, Ledger
+from wallet_service.settings import WalletSettings
 from wallet_service.testing import LedgerClient, OpenWallet, Rows, assert_sound, posting
 
 
@@ -44,3 +57,55 @@ async def test_units_are_not_split_and_a_large_one_is_a_transaction_alone(
 
     assert [{outcome["status"] for outcome in unit} for unit in outcomes] == [{"applied"}] * 5
     assert await sizes(rows, units) == [200, 100, 400, 2]
+
+
+class CountingDatabase(Database):
+    """A database that remembers what its batches have asked of it."""
+
+    def __init__(self, settings: WalletSettings) -> None:
+        super().__init__(settings)
+        self.statements: list[str] = []
+
+    @asynccontextmanager
+    async def batch(self) -> AsyncIterator[Asyncpg]:
+        async with super().batch() as connection:
+            with connection.query_logger(lambda record: self.statements.append(record.query)):
+                yield connection
+
+
+@pytest.mark.parametrize("actions", [["move"], ["hold"], ["move", "hold", "dispute", "move"]], ids="-".join)
+async def test_a_batch_of_two_hundred_needs_as_many_statements_as_a_small_one(
+    sandbox: Sandbox, open_wallet: OpenWallet, ledger: LedgerClient, actions: list[str]
+) -> None:
+    alice = Person()
+    wallets = [await open_wallet(alice, currency, 1_000) for currency in ("USD", "EUR")]
+    settings = sandbox.settings(WalletSettings)
+    counts = []
+    for size in (len(actions), 200):
+        database = CountingDatabase(settings)
+        relay = Relay(database, settings, CollectorRegistry())
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(database.close)
+            stack.push_async_callback(relay.close)
+            await database.open()
+            book = Ledger(database, relay)
+            for number_of in (len(actions), size):  # the first one opens a connection and system accounts
+                database.statements.clear()
+                outcomes = await book.apply(
+                    [
+                        [_posting(alice, wallets[n % 2], ("USD", "EUR")[n % 2], actions[n % len(actions)])]
+                        for n in range(number_of)
+                    ]
+                )
+                assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+            await book.close()
+        counts.append(len(database.statements))
+
+    assert counts[0] == counts[1]
+    assert counts[0] <= 10
+
+
+def _posting(owner: Person, wallet: str, currency: str, action: str) -> Posting:
+    outside = account_ref(f"external:stripe:{currency}")
+    source, target = (outside, account_ref(wallet)) if action == "move" else (account_ref(wallet), outside)
+    return Posting(new_id(), Action(action), UUID(str(owner.id)), source, target, Money(1, currency))
