@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from shared.errors import OutcomeUnknownError, UnavailableError
@@ -16,11 +16,31 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _Call(Generic[Item, Result]):
-    """What one caller submitted, in the unit of `weigh`, and where its outcomes go."""
+    """What one caller submitted, and where its outcomes go.
+
+    `begun` of its items have been taken into batches, the others have this `weight`. `outcomes` are those so far;
+    `refused` is that of all items that no batch will take any more.
+    """
 
     items: tuple[Item, ...]
     weight: int
     answer: asyncio.Future[list[Result | Exception]]
+    begun: int = 0
+    running: bool = False
+    outcomes: list[Result | Exception] = field(default_factory=list)
+    refused: Exception | None = None
+
+    def learn(self, outcomes: list[Result | Exception]) -> None:
+        """What became of the next items; the last ones answer the call."""
+        self.running = False
+        self.outcomes += outcomes
+        if self.refused is not None:
+            self.outcomes += [self.refused] * (len(self.items) - len(self.outcomes))
+        if len(self.outcomes) == len(self.items) and not self.answer.done():  # its caller may have gone
+            self.answer.set_result(self.outcomes)
+
+
+_Part = tuple[_Call[Item, Result], tuple[Item, ...]]  # what a batch has of a call
 
 
 class Batcher(Generic[Item, Result]):
@@ -32,10 +52,10 @@ class Batcher(Generic[Item, Result]):
     other, until it is alone and has the exception as its outcome. `concerns_all` are the exceptions that are no
     item's fault: each item of the run that raised one has it as its outcome, and nothing is run again.
 
-    A batch is as many whole calls, in the order of their arrival, as weigh at most `max_size` together; a call that
-    weighs more is a batch alone. At most `max_in_flight` batches are under way, and calls that weigh `max_waiting`
-    together wait, which is also the most that one call may weigh. Weights are in the unit of `weigh`, without which
-    an item weighs 1.
+    A batch is as many whole calls, in the order of their arrival, as weigh at most `max_size` together. A call that
+    weighs more is several batches, one after the other; an item that weighs more is a batch alone. At most
+    `max_in_flight` batches are under way, and calls that weigh `max_waiting` together wait, which is also the most
+    that one call may weigh. Weights are in the unit of `weigh`, without which an item weighs 1.
     """
 
     def __init__(
@@ -92,7 +112,7 @@ class Batcher(Generic[Item, Result]):
 
     def _start(self) -> None:
         """Have a batch begin, if something waits and there is room, after the callers whose turn it is."""
-        if self._waiting and len(self._in_flight) < self._max_in_flight:
+        if self._waiting and len(self._in_flight) < self._max_in_flight and not self._waiting[0].running:
             # An empty context: nothing of the caller who happened to come first.
             task = asyncio.get_running_loop().create_task(self._carry_out(), context=Context())
             self._in_flight.add(task)
@@ -102,32 +122,58 @@ class Batcher(Generic[Item, Result]):
         self._in_flight.discard(task)
         broken_off = task.cancelling() or (not task.cancelled() and task.exception() is not None)
         if broken_off:  # the event loop is ending, and a batch begun now would be left behind
-            _answer(list(self._waiting), UnavailableError())
-            self._waiting.clear()
-            self._waiting_weight = 0
+            self._give_up()
         else:
             self._start()
 
     async def _carry_out(self) -> None:
         """Run the next batch and answer its calls, whatever happens."""
-        calls = self._take()
-        if not calls:  # they went with the batch before
+        parts = self._take()
+        if not parts:  # they went with the batch before
             return
+        self._start()  # what did not fit may have a place of its own
         outcomes: list[Result | Exception] | Exception = OutcomeUnknownError()
         try:
-            outcomes = await self._outcomes(tuple(item for call in calls for item in call.items))
+            outcomes = await self._outcomes(tuple(item for _, items in parts for item in items))
         finally:
-            _answer(calls, outcomes)
+            _answer(parts, outcomes)
 
-    def _take(self) -> list[_Call[Item, Result]]:
-        calls: list[_Call[Item, Result]] = []
+    def _take(self) -> list[_Part[Item, Result]]:
+        """The next batch: whole calls as far as they fit, or a part of one that is too large for any batch."""
+        parts: list[_Part[Item, Result]] = []
         room = self._max_size
-        while self._waiting and (not calls or self._waiting[0].weight <= room):
+        while self._waiting and self._waiting[0].weight <= room and not self._waiting[0].running:
             call = self._waiting.popleft()
             room -= call.weight
-            calls.append(call)
+            parts.append((call, call.items[call.begun :] if call.begun else call.items))
         self._waiting_weight -= self._max_size - room
-        return calls
+        if not parts and self._waiting and not self._waiting[0].running:
+            parts.append(self._take_a_part(self._waiting[0]))
+        return parts
+
+    def _take_a_part(self, call: _Call[Item, Result]) -> _Part[Item, Result]:
+        """As many of its next items as fit, and one in any case; the others stay where they are."""
+        weight, end = 0, call.begun
+        for item in call.items[call.begun :]:
+            heavier = weight + (1 if self._weigh is None else self._weigh(item))
+            if heavier > self._max_size and end > call.begun:
+                break
+            weight, end = heavier, end + 1
+        items = call.items[call.begun : end]
+        call.begun, call.weight, call.running = end, call.weight - weight, True
+        self._waiting_weight -= weight
+        if end == len(call.items):
+            self._waiting.popleft()
+        return call, items
+
+    def _give_up(self) -> None:
+        """Refuse what waits."""
+        for call in self._waiting:
+            call.refused = UnavailableError()
+            if not call.running:  # else when its part of another batch has ended
+                call.learn([])
+        self._waiting.clear()
+        self._waiting_weight = 0
 
     async def _outcomes(self, items: tuple[Item, ...]) -> list[Result | Exception]:
         enter_context()  # anew for each part: what a stuck item used up is not its neighbours' time
@@ -146,12 +192,9 @@ class Batcher(Generic[Item, Result]):
         return [*await self._outcomes(items[:half]), *await self._outcomes(items[half:])]
 
 
-def _answer(calls: Sequence[_Call[Item, Result]], outcomes: list[Result | Exception] | Exception) -> None:
+def _answer(parts: Sequence[_Part[Item, Result]], outcomes: list[Result | Exception] | Exception) -> None:
     """Give each call its part of the outcomes, or each of its items the same exception."""
     end = 0
-    for call in calls:
-        begin, end = end, end + len(call.items)
-        if not call.answer.done():  # its caller may have gone
-            call.answer.set_result(
-                [outcomes] * len(call.items) if isinstance(outcomes, Exception) else outcomes[begin:end]
-            )
+    for call, items in parts:
+        begin, end = end, end + len(items)
+        call.learn([outcomes] * len(items) if isinstance(outcomes, Exception) else outcomes[begin:end])

@@ -19,6 +19,8 @@ from shared.settings import SettingsError
 HEAD_TIMEOUT_SECONDS: Final = 10.0
 MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_BODIES_BYTES: Final = 2 * 1024 * 1024
+MAX_UNFINISHED: Final = 0.75  # of these bytes may belong to bodies of which more is to come
+BODY_PATIENCE_SECONDS: Final = 0.25  # what a body has in any case, however little room there is
 MAX_CONNECTIONS: Final = 4096
 DRAIN_SECONDS: Final = 15
 # A batch makes thousands of objects that live for milliseconds: looking for cycles among them after each 700 new ones
@@ -38,13 +40,20 @@ class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 whose request line and headers must arrive within 10 s and 32 KB.
 
     The bodies of all requests in hand may be 2 MB together: what comes on top is refused before it is kept, so that
-    no number of callers makes the process grow.
+    no number of callers makes the process grow. Whoever sends a body and does not end it keeps nobody out: bodies
+    that are complete have a quarter of the room to themselves, and where there is none left, the one that has been
+    incomplete for longest is broken off.
     """
 
     head_timeout_seconds = HEAD_TIMEOUT_SECONDS
     max_bodies_bytes = MAX_BODIES_BYTES
+    body_patience_seconds = BODY_PATIENCE_SECONDS
     bodies_bytes: ClassVar[int] = 0  # of all connections
+    unfinished_bytes: ClassVar[int] = 0
+    _unfinished: ClassVar[dict["BoundedProtocol", float]] = {}  # and since when, the oldest first
     _body_bytes = 0
+    _unfinished_bytes = 0
+    _to_come = 0  # of the body that is being read; never 0 where its length was not told
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
@@ -82,16 +91,27 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
+        # The parser has seen to it that there is one at most, and that it is a number.
+        self._to_come = next((int(value) for name, value in self.headers if name == b"content-length"), -1)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
-        if BoundedProtocol.bodies_bytes + len(body) > self.max_bodies_bytes:
+        if self.cycle.response_complete:  # the rest of what was answered already, which nobody keeps
+            return
+        self._to_come -= len(body)
+        if not self._has_room(len(body)):
             self._refuse(_TOO_MUCH_AT_ONCE)
             return
         BoundedProtocol.bodies_bytes += len(body)
         self._body_bytes += len(body)
+        if self._to_come:
+            BoundedProtocol.unfinished_bytes += len(body)
+            self._unfinished_bytes += len(body)
+            self._unfinished.setdefault(self, self.loop.time())
+        else:
+            self._finish_body()
         super().on_body(body)
 
     def on_response_complete(self) -> None:
@@ -101,9 +121,39 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head = True
         self._head_bytes = 0
+        self._finish_body()
         super().on_message_complete()
 
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more of this body can be kept, after breaking off those that have had their time."""
+        while not self._fits(size):
+            oldest = next(iter(self._unfinished), None)
+            if oldest in {None, self} or self.loop.time() - self._unfinished[oldest] < oldest.body_patience_seconds:
+                return False
+            oldest._break_off()  # noqa: SLF001 - one of us
+        return True
+
+    def _fits(self, size: int) -> bool:
+        if self.bodies_bytes + size > self.max_bodies_bytes:
+            return False
+        return not self._to_come or self.unfinished_bytes + size <= self.max_bodies_bytes * MAX_UNFINISHED
+
+    def _break_off(self) -> None:
+        """End the connection whose body has been incomplete for longest."""
+        self._let_go_of_bodies()
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            self._refuse(_REQUEST_TIMEOUT)
+
+    def _finish_body(self) -> None:
+        """More of it is not to come, or not wanted."""
+        BoundedProtocol.unfinished_bytes -= self._unfinished_bytes
+        self._unfinished_bytes = 0
+        self._unfinished.pop(self, None)
+
     def _let_go_of_bodies(self) -> None:
+        self._finish_body()
         BoundedProtocol.bodies_bytes -= self._body_bytes
         self._body_bytes = 0
 

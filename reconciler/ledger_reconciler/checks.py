@@ -29,7 +29,7 @@ COUNTS: Final = {
     "keys": "select count(*) from transactions.idempotency_keys",
     "payments": "select count(*) from payments.payments",
     "triggers": "select count(*) from pg_trigger where tgrelid = any(array['wallets.entries', 'wallets.postings', "
-    "'wallets.holds']::regclass[]) and not tgisinternal",
+    "'wallets.holds', 'transactions.transactions']::regclass[]) and not tgisinternal",
     "roles": f"select count(*) from pg_roles where rolname in {_ROLES}",
 }
 RECENT_COUNTS: Final = {
@@ -266,24 +266,44 @@ OVERDRAWN: Final = Check(
 
 # ------------------------------------------------------------------------------------------------ 5
 
+# The functions as the migrations made them, by the SHA-256 of their source: a guard can be gutted under its name.
+_GUARDS: Final = {
+    "wallets.entries_balance": "2e1a008cfd090c01d5d70aec35f886fddcaebf0437e98593b4af17999ce8b92e",
+    "wallets.append_only": "e736ae3dde63bcd3dd8232506f35acc063f31b674993cc7668d18778fb4d65e5",
+    "wallets.holds_end_once": "f4f54feed1611c838643aa7803f7359d51586e3fad6d62d65fbe068f8bf1a450",
+    "transactions.end_once": "62aa22585afdd5ffba7811c3b9a3d7ba40b0c3e1a494ff8d36178ef1dcc0b7a4",
+    "transactions.are_kept": "0bf5aeb92bc3f954bfb03b10e27180315a5c37eb15e108c67f56a812bd5ea72e",
+}
 # tgtype: 1 for each row, 2 before, 4 insert, 8 delete, 16 update, 32 truncate.
-_TRIGGERS: Final = """
+_TRIGGERS: Final = f"""
 select w.relation || '/' || w.trigger as subject, format('trigger %s on %s %s', w.trigger, w.relation, case
     when t.oid is null then 'is missing'
     when t.tgenabled not in ('O', 'A') then 'is disabled'
-    else 'is not the one that the migrations made'
+    when t.tgtype <> w.kind or t.tgqual is not null or t.tgattr <> '' or f.name <> w.function
+        then 'is not the one that the migrations made'
+    else 'calls ' || f.name || ', which is not as the migrations made it'
     end) as told
 from (values
-    ('wallets.entries', 'entries_balance', 'entries_balance', 4),
-    ('wallets.entries', 'append_only', 'append_only', 2 + 8 + 16 + 32),
-    ('wallets.postings', 'append_only', 'append_only', 2 + 8 + 16 + 32),
-    ('wallets.holds', 'holds_end_once', 'holds_end_once', 1 + 2 + 8 + 16),
-    ('wallets.holds', 'holds_are_kept', 'append_only', 2 + 32)
+    ('wallets.entries', 'entries_balance', 'wallets.entries_balance', 4),
+    ('wallets.entries', 'append_only', 'wallets.append_only', 2 + 8 + 16 + 32),
+    ('wallets.postings', 'append_only', 'wallets.append_only', 2 + 8 + 16 + 32),
+    ('wallets.holds', 'holds_end_once', 'wallets.holds_end_once', 1 + 2 + 8 + 16),
+    ('wallets.holds', 'holds_are_kept', 'wallets.append_only', 2 + 32),
+    ('transactions.transactions', 'transactions_end_once', 'transactions.end_once', 1 + 2 + 16),
+    ('transactions.transactions', 'transactions_are_kept', 'transactions.are_kept', 2 + 8 + 32)
 ) w (relation, trigger, function, kind)
+join (values {", ".join(f"('{name}', '{source}')" for name, source in _GUARDS.items())}) g (function, source)
+    on g.function = w.function
 left join pg_trigger t on t.tgrelid = to_regclass(w.relation) and t.tgname = w.trigger
-left join pg_proc f on f.oid = t.tgfoid
-where t.oid is null or t.tgenabled not in ('O', 'A') or t.tgtype <> w.kind or f.proname <> w.function
-    or t.tgqual is not null
+left join (
+    select p.oid, n.nspname || '.' || p.proname as name,
+        encode(sha256(convert_to(p.prosrc, 'UTF8')), 'hex') as source,
+        l.lanname = 'plpgsql' and not p.prosecdef and p.proconfig is null as plain
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang
+    where p.prorettype = 'trigger'::regtype
+) f on f.oid = t.tgfoid
+where t.oid is null or t.tgenabled not in ('O', 'A') or t.tgtype <> w.kind or t.tgqual is not null
+    or t.tgattr <> '' or f.name <> w.function or f.source <> g.source or not f.plain
 """
 
 _PRIVILEGES: Final = f"""
@@ -301,7 +321,8 @@ where case p.privilege
 TRIGGERS: Final = Check(
     5,
     "trigger",
-    "The triggers that keep entries balanced, entries and postings append-only and holds final are in force.",
+    "The triggers that keep entries balanced, entries and postings append-only, and holds and transactions final are "
+    "in force, and do what they did when they were made.",
     "triggers",
     full=_TRIGGERS,
     recent=_TRIGGERS,
@@ -557,7 +578,8 @@ select i.id::text as subject, case
     when t.status = 'completed' and t.type = 'deposit' and b.status = 'succeeded'
         then format('deposit %s is completed, but its charge was given back', i.id)
     when t.status = 'failed' and t.type = 'deposit' and o.status = 'succeeded'
-            and b.status is distinct from 'succeeded' and (b.status is distinct from 'pending' or {_LATE})
+            and o.reversal is null and b.status is distinct from 'succeeded'
+            and (b.status is distinct from 'pending' or {_LATE})
         then format('deposit %s has failed (%s), but its charge succeeded and its refund is %s', i.id, t.failure_code,
             coalesce(b.status, 'not on record'))
     when t.status = 'failed' and t.type <> 'deposit' and o.status = 'succeeded'
@@ -615,14 +637,18 @@ select coalesce(r.original_id, p.transaction_id)::text as subject, case
     when r.id is not null and (r.amount_minor, r.currency) is distinct from (p.reversed_minor, p.currency)
         then format('%s %s is of %s %s, but the provider says %s %s', replace(r.type, '_', ' '), r.id, r.amount_minor,
             r.currency, p.reversed_minor, p.currency)
-    when r.status is distinct from 'completed' and p.reversed_at < now() - {PROVIDER_SLACK}
+    when r.status = 'completed' and p.original_status <> 'completed'
+        then format('%s %s is completed, but transaction %s, which it undoes, is %s', replace(r.type, '_', ' '), r.id,
+            r.original_id, p.original_status)
+    when r.status is distinct from 'completed' and p.original_status = 'completed'
+            and p.reversed_at < now() - {PROVIDER_SLACK}
         then format('the %s of transaction %s was %s at %s, which is %s here', p.kind, p.transaction_id, p.reversal,
             p.reversed_at, coalesce(r.status, 'unknown'))
     end as told
 from (select * from transactions.transactions where type in ('dispute', 'payout_return')) r
 full join (
-    select p.* from payments.payments p
-    join transactions.transactions t on t.id = p.transaction_id and t.status = 'completed'
+    select p.*, t.status as original_status from payments.payments p
+    join transactions.transactions t on t.id = p.transaction_id
     where p.reversal is not null
 ) p on p.transaction_id = r.original_id
     and r.type = case p.reversal when 'disputed' then 'dispute' else 'payout_return' end

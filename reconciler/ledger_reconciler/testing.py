@@ -290,5 +290,24 @@ async def _undone(books: Books) -> None:
         original="withdrawal",
         original_kind="withdrawal",
     )
-    for name, minor in (("payment", 700), ("deposit", 400), ("stolen", 600)):
+    await _undone_early(books)
+    for name, minor in (("payment", 700), ("deposit", 400), ("stolen", 600), ("undecided", 250), ("lost", 350)):
         await books.give_back(name, minor)
+
+
+async def _undone_early(books: Books) -> None:
+    """Charges that were disputed before their deposits were decided: one still waits, one has failed since."""
+    for name, amount, status in (("undecided", 250, "pending"), ("lost", 350, "failed")):
+        refusal = "closed" if status == "failed" else None
+        await books.transaction(name, "deposit", amount, status=status, target="carol", refusal=refusal)
+        await books.payment(name, "charge", amount, "succeeded", reversal="disputed")
+        await books.transaction(
+            f"dispute of {name}",
+            "dispute",
+            amount,
+            status=status,
+            source="carol",
+            original=name,
+            original_kind="deposit",
+        )
+    await books.payment("lost", "refund", 350, "declined")

@@ -31,11 +31,12 @@ class Ledger:
 
     async def falsify(self, sql: str) -> None:
         """Run SQL past the triggers that would not have it."""
-        for table in ("entries", "postings", "holds"):
-            await self.owner.execute(f"alter table wallets.{table} disable trigger user")
+        guarded = ("wallets.entries", "wallets.postings", "wallets.holds", "transactions.transactions")
+        for table in guarded:
+            await self.owner.execute(f"alter table {table} disable trigger user")
         await self.owner.execute(sql)
-        for table in ("entries", "postings", "holds"):
-            await self.owner.execute(f"alter table wallets.{table} enable trigger user")
+        for table in guarded:
+            await self.owner.execute(f"alter table {table} enable trigger user")
 
     async def full(self) -> list[tuple[str, str]]:
         """What a full pass finds: invariants and rows."""

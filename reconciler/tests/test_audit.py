@@ -26,7 +26,7 @@ async def test_what_is_in_the_audit_needs_no_outbox(ledger: Any, audited: Any) -
 
     assert done.total == 0
     [result] = [result for result in done.results if result.invariant == "event"]
-    assert (result.rows, result.not_checked) == (43, None)
+    assert (result.rows, result.not_checked) == (52, None)
 
 
 async def test_what_is_in_both_is_there_once(ledger: Any, audited: Any) -> None:

@@ -148,28 +148,63 @@ LEDGER = [
     ),
 ]
 
+TRIGGERS = {
+    "wallets.entries/entries_balance": "entries_balance",
+    "wallets.entries/append_only": "append_only",
+    "wallets.postings/append_only": "append_only",
+    "wallets.holds/holds_end_once": "holds_end_once",
+    "wallets.holds/holds_are_kept": "append_only",
+    "transactions.transactions/transactions_end_once": "end_once",
+    "transactions.transactions/transactions_are_kept": "are_kept",
+}
+NO_TEETH = "returns trigger language plpgsql as 'begin return coalesce(new, old); end'"
+
+
+def on(trigger: str) -> str:
+    """The trigger in a statement that changes it."""
+    table, name = trigger.split("/")
+    return f"{name} on {table}"
+
+
 GUARDS = [
     *(
         Case(
-            f"a trigger that is {done}: {trigger} on {table}",
-            sql.format(table=f"wallets.{table}", trigger=trigger),
-            found(trigger=f"wallets.{table}/{trigger}"),
+            f"a trigger that is off: {trigger}", f"alter table {table} disable trigger {name}", found(trigger=trigger)
         )
-        for table, trigger in (
-            ("entries", "entries_balance"),
-            ("entries", "append_only"),
-            ("postings", "append_only"),
-            ("holds", "holds_end_once"),
-            ("holds", "holds_are_kept"),
+        for trigger in TRIGGERS
+        for table, name in [trigger.split("/")]
+    ),
+    *(Case(f"a trigger that is gone: {on(t)}", f"drop trigger {on(t)}", found(trigger=t)) for t in TRIGGERS),
+    *(
+        Case(
+            f"a guard that does nothing: {function} in {schema}",
+            f"create or replace function {schema}.{function}() {NO_TEETH}",
+            found(trigger=[t for t, f in TRIGGERS.items() if (t.split(".")[0], f) == (schema, function)]),
         )
-        for done, sql in (
-            ("off", "alter table {table} disable trigger {trigger}"),
-            ("gone", "drop trigger {trigger} on {table}"),
-        )
+        for schema, function in sorted({(t.split(".")[0], f) for t, f in TRIGGERS.items()})
+    ),
+    Case(
+        "a guard that looks at other accounts",
+        "alter function wallets.entries_balance() set search_path = elsewhere, wallets",
+        found(trigger="wallets.entries/entries_balance"),
     ),
     Case(
         "a trigger that forbids less",
         "drop trigger append_only on wallets.entries; create trigger append_only before truncate on wallets.entries "
+        "for each statement execute function wallets.append_only()",
+        found(trigger="wallets.entries/append_only"),
+    ),
+    Case(
+        "a trigger that watches one column",
+        "drop trigger transactions_end_once on transactions.transactions; create trigger transactions_end_once "
+        "before update of amount_minor on transactions.transactions "
+        "for each row execute function transactions.end_once()",
+        found(trigger="transactions.transactions/transactions_end_once"),
+    ),
+    Case(
+        "a trigger of the same name elsewhere",
+        "drop trigger append_only on wallets.entries; create trigger append_only "
+        "before update or delete or truncate on wallets.accounts "
         "for each statement execute function wallets.append_only()",
         found(trigger="wallets.entries/append_only"),
     ),
@@ -409,6 +444,12 @@ PROVIDERS = [
         "update payments.payments set reversal = null, reversed_minor = null, reversed_at = null "
         f"where id = {q('charge of stolen')}",
         found(reversal=of("stolen"), event=of("charge of stolen")),
+    ),
+    Case(
+        "a dispute that took money for a deposit that failed",
+        f"update transactions.transactions set status = 'failed', failure_code = 'wallet_closed' "
+        f"where id = {q('stolen')}",
+        found(reversal=of("stolen"), effect=of("stolen"), event=of("stolen")),
     ),
     Case(
         "a returned payout that has not come back here",

@@ -155,13 +155,56 @@ async def test_what_arrives_while_a_batch_is_under_way_is_the_next_one(work: Wor
     assert work.batches == [["a"], ["b", "c", "d"]]
 
 
-async def test_calls_are_not_split_and_not_overtaken(work: Work) -> None:
+async def test_calls_that_fit_are_not_split_and_none_is_overtaken(work: Work) -> None:
     batcher = Batcher(work, max_size=3)
 
     outcomes = await together(batcher, *map(list, ("ab", "cd", "e", "fghi", "j")))
 
-    assert work.batches == [["a", "b"], ["c", "d", "e"], ["f", "g", "h", "i"], ["j"]]
+    assert work.batches == [["a", "b"], ["c", "d", "e"], ["f", "g", "h"], ["i", "j"]]
     assert outcomes == [["A", "B"], ["C", "D"], ["E"], ["F", "G", "H", "I"], ["J"]]
+
+
+async def test_a_call_that_is_too_large_is_several_batches_one_after_the_other(work: Work) -> None:
+    batcher = Batcher(work, max_size=2, max_in_flight=3)
+    calls = [await busy(batcher, work, *"abcde")]
+    calls += await queued(batcher, ["f"], ["g"])
+    await asyncio.sleep(0)
+    assert work.batches == [["a", "b"]]
+
+    work.gate.set()
+
+    assert await answers(*calls) == [["A", "B", "C", "D", "E"], ["F"], ["G"]]
+    assert work.batches == [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
+
+
+async def test_a_large_call_is_split_by_what_its_items_weigh_and_a_heavy_item_is_alone(work: Work) -> None:
+    batcher = Batcher(work, max_size=4, weigh=len)
+
+    outcomes = await together(batcher, ["aaa", "b", "cc", "ddddd", "e", "f"], ["ggggg"], ["h"])
+
+    assert work.batches == [["aaa", "b"], ["cc"], ["ddddd"], ["e", "f"], ["ggggg"], ["h"]]
+    assert outcomes == [["AAA", "B", "CC", "DDDDD", "E", "F"], ["GGGGG"], ["H"]]
+
+
+async def test_what_goes_wrong_with_a_part_of_a_call_is_the_outcome_of_that_part(work: Work) -> None:
+    batcher = Batcher(work, max_size=2)
+    lost, bad = ConnectionError(), RefusedError()
+    work.poison = {"c": lost, "f": bad}
+
+    assert await together(batcher, list("abcdefg")) == [["A", "B", lost, lost, "E", bad, "G"]]
+
+
+async def test_the_parts_of_a_call_that_wait_are_counted_and_its_caller_may_go(work: Work) -> None:
+    batcher = Batcher(work, max_size=2, max_waiting=5)
+    call = await busy(batcher, work, *"abcde")
+    others = await queued(batcher, ["f", "g"])
+    await refused(batcher, ["h"])
+
+    call.cancel()
+    work.gate.set()
+    await answers(*others, batcher.close())
+
+    assert work.batches == [["a", "b"], ["c", "d"], ["e"], ["f", "g"]]
 
 
 async def test_a_batch_is_measured_by_what_its_items_weigh(work: Work) -> None:
@@ -520,6 +563,24 @@ def test_an_exit_inside_a_batch_ends_the_loop_and_answers_its_callers() -> None:
     assert complaints == []
 
 
+async def test_of_a_large_call_what_has_not_begun_is_refused_when_the_loop_ends(work: Work) -> None:
+    batcher = Batcher(work, max_size=2, max_in_flight=2)
+    before = asyncio.all_tasks()
+    first = await busy(batcher, work, "x")
+    [broken] = asyncio.all_tasks() - before - {first}
+    large = await busy(batcher, work, *"abcde")
+
+    broken.cancel()
+    await answers(first)
+    assert not large.done()
+    work.gate.set()
+
+    [outcomes] = await answers(large)
+    assert outcomes[:2] == ["A", "B"]
+    assert [type(outcome) for outcome in outcomes[2:]] == [UnavailableError] * 3
+    assert work.batches == [["x"], ["a", "b"]]
+
+
 # ------------------------------------------------------------------------------------ closing
 
 
@@ -625,6 +686,7 @@ def test_every_item_gets_its_own_outcome_whatever_comes_when(
 ) -> None:
     submitted = [[Thing(n, m, *item) for m, item in enumerate(items)] for n, items in enumerate(calls)]
     under_way = 0
+    running: set[int] = set()
     begun: list[Thing] = []
     done: list[Thing] = []
 
@@ -635,7 +697,10 @@ def test_every_item_gets_its_own_outcome_whatever_comes_when(
         fresh = [thing for thing in items if thing not in begun]  # else a part of a batch that was refused
         assert fresh in ([], list(items))
         begun.extend(fresh)
-        assert sum(thing.weight for thing in items) <= max_size or len({thing.call for thing in items}) == 1
+        assert sum(thing.weight for thing in items) <= max_size or len(items) == 1
+        calls_now = {thing.call for thing in items}
+        assert calls_now.isdisjoint(running)  # one part of a call at a time
+        running.update(calls_now)
         try:
             for _ in range(len(items) % 3):
                 await asyncio.sleep(0)
@@ -643,6 +708,7 @@ def test_every_item_gets_its_own_outcome_whatever_comes_when(
                 raise RefusedError([thing for thing in items if thing.fate == "refused by an exception"])
         finally:
             under_way -= 1
+            running.difference_update(calls_now)
         done.extend(items)
         return [LookupError(thing) if thing.fate == "refused in the answer" else str(thing) for thing in items]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
-from shared.serve import MAX_HEAD_BYTES, BoundedProtocol
+from shared.serve import MAX_BODIES_BYTES, MAX_HEAD_BYTES, BoundedProtocol
 from shared.settings import ROOT
 from shared.testing.servers import serving
 from shared.testing.waiting import eventually
@@ -271,30 +271,136 @@ async def test_a_service_that_cannot_start_says_why_in_one_sentence(tmp_path: Pa
     assert errors == b"POSTGRES_PORT: must be a port.\n"
 
 
+# ---------------------------------------------------------------------------------------------------------- bodies
+
+
 class NarrowProtocol(BoundedProtocol):
-    """As every service's, with room for little."""
+    """As every service's, with room for little and much patience."""
 
     max_bodies_bytes = 100_000
+    body_patience_seconds = LIMIT_SECONDS
+
+
+class HastyProtocol(NarrowProtocol):
+    """One that breaks off whatever has not come at once, where it needs the room."""
+
+    body_patience_seconds = 0.0
+
+
+def post(size: int) -> bytes:
+    head = "POST /echo HTTP/1.1\r\nHost: service\r\nConnection: close\r\nContent-Length: "
+    return f"{head}{size}\r\n\r\n".encode()
+
+
+@asynccontextmanager
+async def stalled(url: str, connections: int, size: int, sent: int) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """So many callers who send that much of a body, and no more."""
+    opened = []
+    for number in range(connections):
+        reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+        writer.write(post(size) + b"a" * sent)
+        opened.append((reader, writer))
+
+        async def has_come(number: int = number) -> bool:
+            return BoundedProtocol.unfinished_bytes == (number + 1) * sent
+
+        await eventually(has_come)
+    try:
+        yield [reader for reader, _ in opened]
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_bodies_that_do_not_end_leave_room_for_those_that_are_complete() -> None:
+    async with serving(echo_app(), http=NarrowProtocol) as url, stalled(url, 3, 25_000, 24_999):
+        answers = [await talk(url, post(200) + b"b" * 200) for _ in range(20)]
+        whole = await talk(url, post(25_003) + b"c" * 25_003)
+        another = await talk(url, post(10) + b"c" * 5)
+
+        assert [answer[:13] for answer in answers] == [b"HTTP/1.1 200 "] * 20
+        assert whole.startswith(b"HTTP/1.1 200 ")
+        assert another.startswith(b"HTTP/1.1 503 ")
+        assert BoundedProtocol.bodies_bytes == BoundedProtocol.unfinished_bytes == 74_997
+
+
+async def test_the_body_that_has_been_incomplete_for_longest_is_broken_off_where_there_is_no_room() -> None:
+    async with serving(echo_app(), http=HastyProtocol) as url, stalled(url, 3, 25_000, 24_999) as readers:
+        answer = await talk(url, post(30_000) + b"b" * 29_999, b"b", pause=next_turn)
+
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            broken_off = [await readers[number].read() for number in (0, 1)]
+        assert [each[:13] for each in broken_off] == [b"HTTP/1.1 408 "] * 2
+        assert not readers[2].at_eof()
+        assert BoundedProtocol.unfinished_bytes == 24_999
+
+    async def all_let_go() -> bool:
+        return (BoundedProtocol.bodies_bytes, BoundedProtocol.unfinished_bytes) == (0, 0)
+
+    await eventually(all_let_go)
+
+
+async def test_thirty_five_callers_who_stall_keep_nobody_out() -> None:
+    """With the limits that every service has: large bodies get in once the others have had their time."""
+    async with serving(echo_app()) as url, stalled(url, 24, 64_000, 63_000) as readers:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            more = [asyncio.create_task(talk(url, post(64_000) + b"a" * 63_000)) for _ in range(11)]
+            small = [await talk(url, post(300) + b"b" * 300) for _ in range(50)]
+
+        async def comes_in_two_parts() -> bool:
+            answer = await talk(url, post(60_000) + b"c" * 30_000, b"c" * 30_000, pause=next_turn)
+            return answer.startswith(b"HTTP/1.1 200 ")
+
+        assert [answer[:13] for answer in small] == [b"HTTP/1.1 200 "] * 50
+        await eventually(comes_in_two_parts)
+        assert BoundedProtocol.bodies_bytes <= MAX_BODIES_BYTES
+        async with asyncio.timeout(LIMIT_SECONDS):
+            assert (await readers[0].read()).startswith(b"HTTP/1.1 408 ")
+        for task in more:
+            task.cancel()
+        await asyncio.gather(*more, return_exceptions=True)
+
+
+async def test_what_was_answered_before_its_body_was_there_takes_no_room() -> None:
+    app = FastAPI()
+
+    @app.post("/echo")
+    async def refuse() -> Response:
+        return Response(status_code=403)
+
+    request = post(50_000).replace(b"Connection: close\r\n", b"")
+    async with serving(app, http=NarrowProtocol) as url:
+        reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+        writer.write(request)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+        writer.write(b"a" * 49_999)
+        await next_turn()
+        assert BoundedProtocol.bodies_bytes == 0
+        writer.write(b"a" + request)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+        writer.close()
 
 
 async def test_bodies_beyond_what_the_process_holds_are_refused_and_there_is_room_again_afterwards() -> None:
-    post = b"POST /echo HTTP/1.1\r\nHost: service\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n"
     async with serving(echo_app(), http=NarrowProtocol) as url:
         reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
         try:
-            writer.write(post + b"a" * 59_999)
+            writer.write(post(60_000) + b"a" * 59_999)
 
             async def held() -> bool:
                 return BoundedProtocol.bodies_bytes == 59_999
 
             await eventually(held)
-            refused = await talk(url, post + b"b" * 60_000)
+            refused = await talk(url, post(60_000) + b"b" * 60_000)
             writer.write(b"a")
             async with asyncio.timeout(LIMIT_SECONDS):
                 served = await reader.read()
         finally:
             writer.close()
-        again = await talk(url, post + b"c" * 60_000)
+        again = await talk(url, post(60_000) + b"c" * 60_000)
 
     assert refused.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1" in refused

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from payment_gateway.api import internal_router, payments_router
+from payment_gateway.domain import PROVIDERS
+from payment_gateway.metrics import PaymentMetrics
 from payment_gateway.service import Payments
 from payment_gateway.settings import PaymentSettings
 from payment_gateway.simulator import SandboxProvider
@@ -33,12 +36,14 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
     relay = Relay(database, settings, registry)
     authenticator = authenticator_of(settings, registry)
     provider = SandboxProvider(settings.sandbox_settle_seconds, settings.sandbox_reversal_seconds)
-    payments = Payments(database, provider, relay)
+    payments = Payments(database, provider, relay, PaymentMetrics(registry))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with (
-            publishing(settings, FOLDER, database, relay, lambda: follow_up(payments)),
+            publishing(
+                settings, FOLDER, database, relay, *(partial(follow_up, payments, name) for name in PROVIDERS)
+            ),
             following(authenticator),
         ):
             yield

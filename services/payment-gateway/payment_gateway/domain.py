@@ -111,6 +111,9 @@ def refund_refusal(refund: Order, charge: Order | None, *, disputed: bool, given
     return "refund_exceeds_charge" if given_back_minor > charge.amount.minor else None
 
 
+PROVIDERS: Final = ("stripe", "paypal")
+
+
 def provider_of(method: str) -> str:
     """The provider that handles this payment method."""
     return "paypal" if method == "paypal" else "stripe"

@@ -117,11 +117,24 @@ async def plan_check(session: AsyncSession, payment_id: UUID, *, expected: bool)
     return await _update(session, payment_id, next_check_at=next_check)
 
 
-async def claim_due(session: AsyncSession, limit: int) -> Sequence[PaymentRow]:
-    """At most `limit` payments whose provider has to be asked again, leased to the caller, the longest due first."""
+async def give_up(session: AsyncSession, payment_id: UUID) -> bool:
+    """Have the provider never asked again; whether it was still going to be."""
+    statement = (
+        sa.update(PaymentRow)
+        .where(PaymentRow.id == payment_id, PaymentRow.next_check_at.is_not(None))
+        .values(next_check_at=None)
+        .returning(PaymentRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return (await session.scalars(statement)).one_or_none() is not None
+
+
+async def claim_due(session: AsyncSession, provider: str, limit: int) -> Sequence[PaymentRow]:
+    """At most `limit` payments that this provider has to be asked about again, leased to the caller, the longest due
+    first."""
     due = (
         sa.select(PaymentRow.id)
-        .where(PaymentRow.next_check_at <= sa.func.now())
+        .where(PaymentRow.next_check_at <= sa.func.now(), PaymentRow.provider == provider)
         .order_by(PaymentRow.next_check_at)
         .limit(limit)
         .with_for_update(key_share=True, skip_locked=True)

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from payment_gateway import models, queries
 from payment_gateway.domain import (
     CANCELLED,
+    PROVIDERS,
     VOIDED,
     Answer,
     Kind,
@@ -23,8 +25,8 @@ from payment_gateway.domain import (
     provider_of,
     refund_refusal,
 )
+from payment_gateway.metrics import PaymentMetrics
 from payment_gateway.models import PaymentRow
-from payment_gateway.simulator import SandboxProvider
 from shared import outbox
 from shared.auth import Principal
 from shared.database import Database
@@ -37,11 +39,15 @@ from shared.events import (
     PaymentReturned,
     PaymentSucceeded,
 )
+from shared.http.context import seconds_left
 from shared.money import Money
 from shared.outbox import Relay
 
-MAX_CONCURRENT_ORDERS: Final = 32  # in one process: more would only wait for connections to the database
-FOLLOW_UP_BATCH: Final = 64
+MAX_CONCURRENT_ORDERS: Final = 32  # at one provider, in one process
+FOLLOW_UP_BATCH: Final = 32  # all at once, or a silent provider would keep some beyond their lease
+PROVIDER_TIMEOUT_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 0.5  # of a request's time are kept for answering it
+KEY_SECONDS: Final = 24 * 3600.0  # how long providers remember an idempotency key
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +61,27 @@ class OrderChangedError(ValueError):
         self.provider = provider
 
 
-class Payments:
-    """Orders at providers, each executed once however often it is asked for."""
+class Provider(Protocol):
+    """Whoever moves money outside. Asked again under the same key it does nothing twice, for as long as it remembers
+    the key."""
 
-    def __init__(self, database: Database, provider: SandboxProvider, relay: Relay) -> None:
+    async def execute(self, order: Order, idempotency_key: str, age_seconds: float) -> Answer:
+        """Have the order carried out, which was first asked for `age_seconds` ago, and say what is known of it."""
+
+    async def cancel(self, order: Order, idempotency_key: str, age_seconds: float) -> Answer:
+        """See to it that the order is not carried out any more, if that can be, and say what is known of it."""
+
+
+class Payments:
+    """Orders at providers, each executed once however often it is asked for. A provider that does not answer keeps
+    nobody from another one."""
+
+    def __init__(self, database: Database, provider: Provider, relay: Relay, metrics: PaymentMetrics) -> None:
         self._database = database
         self._provider = provider
         self._relay = relay
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ORDERS)
+        self._metrics = metrics
+        self._slots = {name: asyncio.Semaphore(MAX_CONCURRENT_ORDERS) for name in PROVIDERS}
 
     async def execute(self, orders: Sequence[Order]) -> list[Outcome]:
         """One outcome an order, in order; an order that fails is pending, as it is unknown what became of it.
@@ -93,29 +112,40 @@ class Payments:
             raise NotFoundError("payment")
         return row
 
-    async def follow_up_due(self) -> int:
-        """Ask the providers again about a batch of payments that wait for them; answers how many there were."""
+    async def follow_up_due(self, provider: str) -> int:
+        """Ask the provider again about a batch of payments that wait for it; answers how many there were."""
         async with self._database.transaction() as session:
-            rows = await queries.claim_due(session, FOLLOW_UP_BATCH)
+            rows = await queries.claim_due(session, provider, FOLLOW_UP_BATCH)
         await asyncio.gather(*map(self._follow_up, rows))
         return len(rows)
 
     async def _attempt(self, order: Order) -> Outcome | Exception:
         """What became of the order, or what kept us from knowing."""
-        async with self._slots:
-            try:
+        try:
+            async with self._slot(provider_of(order.method)):
                 row = await (self._refund(order) if order.kind is Kind.REFUND else self._execute(order))
-            except Exception as error:  # noqa: BLE001 - one order's trouble is its own
-                _log.error("%s of transaction %s: %s", order.kind, order.transaction_id, _cause(error))
-                return error
+        except Exception as error:  # noqa: BLE001 - one order's trouble is its own
+            _log.error("%s of transaction %s: %s", order.kind, order.transaction_id, _cause(error))
+            return error
         return _outcome_of(row)
 
     async def _follow_up(self, row: PaymentRow) -> None:
-        async with self._slots:
-            try:
+        try:
+            async with self._slot(row.provider):
                 await self._ask(row)
-            except Exception as error:  # noqa: BLE001 - the lease ends, and the payment is due again
-                _log.warning("follow-up of payment %s: %s", row.id, _cause(error))
+        except Exception as error:  # noqa: BLE001 - the lease ends, and the payment is due again
+            _log.warning("follow-up of payment %s: %s", row.id, _cause(error))
+
+    @asynccontextmanager
+    async def _slot(self, provider: str) -> AsyncIterator[None]:
+        """One of the provider's places; raises TimeoutError when none becomes free in the request's time."""
+        slots = self._slots[provider]
+        async with asyncio.timeout(_time_for_the_provider()):
+            await slots.acquire()
+        try:
+            yield
+        finally:
+            slots.release()
 
     async def _execute(self, order: Order) -> PaymentRow:
         """Have the operation carried out, or see to it that it is not any more."""
@@ -164,12 +194,33 @@ class Payments:
         return await self._ask(row, cancel=cancel) if row.status == Status.PENDING else row
 
     async def _ask(self, row: PaymentRow, *, cancel: bool = False) -> PaymentRow:
-        """Ask the provider under the payment's own key, and record what it says."""
+        """Ask the provider under the payment's own key, while it lives, and record what it says.
+
+        Where no answer comes in time it is not known whether the provider has acted: the payment stays as it is.
+        """
+        if row.age_seconds + PROVIDER_TIMEOUT_SECONDS > KEY_SECONDS:
+            return await self._give_up(row)
         ask = self._provider.cancel if cancel else self._provider.execute
-        answer = await ask(_order(row), str(row.id), row.age_seconds)
+        try:
+            async with asyncio.timeout(_time_for_the_provider()):
+                answer = await ask(_order(row), str(row.id), row.age_seconds)
+        except TimeoutError:
+            _log.warning("%s has not answered about payment %s", row.provider, row.id)
+            self._metrics.timeouts.labels(row.provider).inc()
+            async with self._database.transaction() as session:
+                return await queries.plan_check(session, row.id, expected=True)
         async with self._database.transaction() as session:
             row = await self._record(session, row.id, answer)
         self._relay.wake()
+        return row
+
+    async def _give_up(self, row: PaymentRow) -> PaymentRow:
+        """Never ask the provider again: under a key that it has forgotten, it would do it a second time."""
+        async with self._database.transaction() as session:
+            given_up = await queries.give_up(session, row.id)
+        if given_up and row.status == Status.PENDING:
+            _log.error("payment %s needs a person: %s has given no answer in a day", row.id, row.provider)
+            self._metrics.given_up.labels(row.provider, row.kind).inc()
         return row
 
     async def _record(self, session: AsyncSession, payment_id: UUID, answer: Answer) -> PaymentRow:
@@ -211,6 +262,11 @@ class Payments:
         event = _event(row, kind, row.reversed_minor, provider_reference=row.provider_reference)
         await outbox.append(session, models.outbox, [event])
         return row
+
+
+def _time_for_the_provider() -> float:
+    """In seconds: less than the caller waits, who has other orders to hear of."""
+    return min(PROVIDER_TIMEOUT_SECONDS, seconds_left() - ANSWER_SECONDS)
 
 
 def _order(row: PaymentRow) -> Order:

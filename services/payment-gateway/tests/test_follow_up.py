@@ -86,7 +86,7 @@ async def test_what_waits_long_is_asked_for_at_most_once_a_minute_and_at_least_e
     wanted = order(Person(), method="pm_usBankAccount_processing")
     await gateway.execute(wanted)
     await gateway.sql(
-        "update payments.payments set created_at = now() - interval '1 day', next_check_at = now() "
+        "update payments.payments set created_at = now() - interval '12 hours', next_check_at = now() "
         "where transaction_id = $1::uuid",
         wanted["transaction_id"],
     )

@@ -489,6 +489,10 @@ FILTERS: dict[str, Told] = {
     "status=done": wrong("status", "literal_error"),
     "wallet_id=1": wrong("wallet_id", "uuid_parsing"),
     "starting_after=1": wrong("starting_after", "uuid_parsing"),
+    "ending_before=1": wrong("ending_before", "uuid_parsing"),
+    "starting_after=01a20f1e-f899-7221-bc93-c532fbbe2a93&ending_before=01a20f1e-f899-7221-bc93-c532fbbe2a93": wrong(
+        "ending_before", "two_cursors"
+    ),
     "user_id=1": wrong("user_id", "extra_forbidden"),
     "offset=1": wrong("offset", "extra_forbidden"),
     "status=%00": (400, "url_invalid", ()),
@@ -542,6 +546,10 @@ async def test_the_filters_find_what_they_name_and_nothing_else(bank: Bank) -> N
         ({"limit": 2, "starting_after": refused}, [more["id"], ten["id"]]),
         ({"transaction_type": "transfer", "starting_after": refused, "limit": 1}, [more["id"]]),
         ({"starting_after": hundred["id"]}, []),
+        ({"ending_before": more["id"]}, [waiting, refused]),
+        ({"limit": 2, "ending_before": yens["id"]}, [more["id"], ten["id"]]),
+        ({"transaction_type": "deposit", "ending_before": hundred["id"]}, [yens["id"]]),
+        ({"ending_before": waiting}, []),
     ]
 
     found = [(query, await listed(bank, alice, **query)) for query, _ in queries]
@@ -550,8 +558,9 @@ async def test_the_filters_find_what_they_name_and_nothing_else(bank: Bank) -> N
     assert await listed(bank, bob) == [more["id"], ten["id"]]
     assert await listed(bank, bob, status="failed") == []
     assert await listed(bank, bob, wallet_id=hers) == [more["id"], ten["id"]]
-    page = await bank.client.get("/transactions", params={"starting_after": waiting}, headers=bob.headers)
-    assert told(page) == (404, "transaction_not_found", ())
+    for cursor in ("starting_after", "ending_before"):
+        page = await bank.client.get("/transactions", params={cursor: waiting}, headers=bob.headers)
+        assert told(page) == (404, "transaction_not_found", ())
     assert (await bank.cancel(alice, waiting)).status_code == 200
 
 
@@ -564,7 +573,10 @@ async def test_the_payee_sees_what_is_completed_and_alone_the_fee(bank: Bank) ->
     paid = (await bank.payment(alice, hers, till, "20.00")).json()["id"]
     refused = (await bank.payment(alice, hers, till, "200.00")).json()["transaction_id"]
     # Even where it is known already who would have been paid.
+    trigger = "trigger transactions_end_once"
+    await bank.sql(f"alter table transactions.transactions disable {trigger}")
     await bank.sql("update transactions.transactions set payee_user_id = $2 where id = $1::uuid", refused, shop.id)
+    await bank.sql(f"alter table transactions.transactions enable {trigger}")
     sent = (await bank.transfer(alice, hers, till, "20.00")).json()["id"]
     back = (await bank.refund(shop, paid, amount="5.00")).json()["id"]
 

@@ -8,38 +8,7 @@ import pytest
 from shared.http.bundle import MEDIA_TYPE, Parcel, Replies, Reply, read_replies, write_parcels
 from shared.ids import new_id
 from shared.testing.tokens import Person, service_headers
-from transaction_service.testing import Bank
-
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-def parcel(
-    person: Person,
-    source: str,
-    target: str,
-    amount: str,
-    *,
-    key: str | None = None,
-    request_id: str = "request-1",
-    content_type: str = "application/json",
-    authorization: str | None = None,
-    **more: object,
-) -> Parcel:
-    wish = {
-        "transaction_type": "transfer",
-        "amount": amount,
-        "currency": "USD",
-        "from_wallet_id": source,
-        "to_wallet_id": target,
-    }
-    return Parcel(
-        json.dumps(wish | more).encode(),
-        content_type,
-        person.headers["Authorization"] if authorization is None else authorization,
-        key,
-        request_id,
-        TRACEPARENT,
-    )
+from transaction_service.testing import Bank, parcel
 
 
 async def send(bank: Bank, *parcels: Parcel) -> Replies:

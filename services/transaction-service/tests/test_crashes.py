@@ -1,6 +1,7 @@
 """Every type of transaction, broken off at each of its steps: it ends, once, and what its caller heard stays true."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -8,10 +9,11 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from shared.http.bundle import MEDIA_TYPE, read_replies, write_parcels
 from shared.http.context import DEFAULT_DEADLINE_SECONDS
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
-from shared.testing.tokens import Person
+from shared.testing.tokens import Person, service_headers
 from shared.testing.waiting import eventually
 from transaction_service.app import create_app
 from transaction_service.settings import TransactionSettings
@@ -25,6 +27,7 @@ from transaction_service.testing import (
     Way,
     call_line,
     database_line,
+    parcel,
 )
 from transaction_service.worker import POLL_SECONDS
 
@@ -512,6 +515,43 @@ async def test_a_neighbour_that_does_it_and_is_silent_leaves_time_to_say_202(
     case.scene.id = heard.json()["id"]
     await bank.all_ended(case.scene.id, leases=True)
     await assert_as_told(bank, {name: case}, "pending")
+
+
+async def ask_together(bank: Bank, scene: Scene) -> tuple[int, str]:
+    """The scene's transfer as the gateway sends it: status and id."""
+    source, target = scene.wallets.values()
+    response = await bank.client.post(
+        "/internal/transactions",
+        content=write_parcels([parcel(scene.person, source, target, "25.00", key="k")]),
+        headers=service_headers("api-gateway", "transaction-service") | {"Content-Type": MEDIA_TYPE},
+    )
+    assert response.status_code == 200, response.text
+    [reply] = read_replies(response.content)
+    assert reply is not None
+    return reply.status, json.loads(reply.body)["id"]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
+async def test_what_is_on_record_is_202_when_the_answer_is_late_and_the_database_is_out(
+    bank: Bank, lines: Lines, *, together: bool
+) -> None:
+    case = Case(STORIES["transfer"], await STORIES["transfer"].prepare(bank))
+    case.fault = lines.break_at(Fault("move", case.scene.person, answered=True, way=Way.SILENCE, meanwhile=lines.die))
+    bank.client.headers["X-Deadline-Ms"] = "1000"
+    try:
+        if together:
+            status, case.scene.id = await ask_together(bank, case.scene)
+        else:
+            heard = await case.ask()
+            status, case.scene.id = heard.status_code, heard.json().get("id", "")
+    finally:
+        del bank.client.headers["X-Deadline-Ms"]
+
+    assert (status, case.fault.happened) == (202, True)
+    await come_back(bank, lines)
+    await bank.all_ended(case.scene.id, leases=True)
+    await assert_as_told(bank, {"transfer": case})
+    await assert_final_answers({"transfer": case})
 
 
 # ------------------------------------------------------------------------------------------- processes that die

@@ -8,6 +8,21 @@ from shared.ids import new_id
 from shared.testing.tokens import Person
 from transaction_service.testing import Bank
 
+EVERYTHING = (
+    "select 'transaction', t::text from transactions.transactions t "
+    "union all select 'key', k::text from transactions.idempotency_keys k "
+    "union all select 'payment', p::text from payments.payments p "
+    "union all select 'account', a::text from wallets.accounts a "
+    "union all select 'posting', p::text from wallets.postings p "
+    "union all select 'entry', e::text from wallets.entries e "
+    "union all select 'hold', h::text from wallets.holds h order by 1, 2"
+)
+
+
+async def everything(bank: Bank) -> list[tuple[str, str]]:
+    """All that there is, to the byte."""
+    return [(kind, row) for kind, row in await bank.sql(EVERYTHING)]
+
 
 async def test_a_repeat_gets_the_same_answer_and_moves_nothing(bank: Bank) -> None:
     alice, bob = Person(), Person()
@@ -38,10 +53,19 @@ async def test_another_request_under_the_same_key_is_refused(bank: Bank) -> None
     alice, bob = Person(), Person()
     source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
     await bank.transfer(alice, source, target, "25.00", key="k")
+    before = await everything(bank)
 
-    other = await bank.transfer(alice, source, target, "25.01", key="k")
+    others = [
+        await bank.transfer(alice, source, target, "25.01", key="k"),
+        await bank.transfer(alice, target, source, "25.00", key="k"),
+        await bank.transfer(alice, source, target, "25.00", key="k", description="rent"),
+        await bank.transfer(alice, source, target, "25.00", key="k", metadata={"order": "1"}),
+        await bank.deposit(alice, source, "25.00", key="k"),
+        await bank.withdraw(alice, source, "25.00", key="k"),
+    ]
 
-    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert {(other.status_code, other.json()["code"]) for other in others} == {(422, "idempotency_key_reused")}
+    assert await everything(bank) == before
     assert await bank.balances(source, target) == [7_500, 2_500]
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -11,11 +12,12 @@ from uuid import UUID
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.database import Asyncpg, Database, migrate
+from shared.database import BATCH_LOCK_TIMEOUT_MS, Asyncpg, Database, LockTimeoutError, migrate
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
 from shared.testing.sandbox import Sandbox
+from shared.testing.waiting import eventually
 from transaction_service.answers import Answer
 from transaction_service.app import FOLDER
 from transaction_service.domain import (
@@ -29,10 +31,12 @@ from transaction_service.domain import (
     Transaction,
     Type,
 )
-from transaction_service.journal import Journal, Opened
+from transaction_service.journal import LOOK_SECONDS, Journal, Opened
 from transaction_service.settings import TransactionSettings
 
 ALICE, BOB = new_id(), new_id()
+# Three lock time-outs and the look at what is kept, twice: the machine may be busy.
+BOUND_SECONDS = 2 * (3 * BATCH_LOCK_TIMEOUT_MS / 1000 + LOOK_SECONDS)
 
 
 class Table:
@@ -208,6 +212,33 @@ async def test_a_key_without_an_answer_is_resumed_by_the_retry_once_its_first_pr
     assert await table.count(command.user_id) == 1
 
 
+async def test_another_wish_under_the_key_keeps_nobody_from_resuming_what_a_crash_left(
+    journal: Journal, table: Table
+) -> None:
+    command = transfer("k")
+    [first] = await opened(journal, command)
+    await table.due(first.id)
+
+    others = await journal.open([replace(command, description=str(number)) for number in range(3)])
+    [resumed] = await journal.open([command])
+
+    assert kinds(others) == [IdempotencyKeyReusedError] * 3
+    assert isinstance(resumed, Transaction)
+    assert (resumed.id, resumed.attempts) == (first.id, 1)
+
+
+async def test_a_wish_is_resumed_beside_another_one_under_its_key(journal: Journal, table: Table) -> None:
+    command = transfer("k")
+    [first] = await opened(journal, command)
+    await table.due(first.id)
+
+    other, resumed = await journal.open([replace(command, description="x"), command])
+
+    assert isinstance(other, IdempotencyKeyReusedError)
+    assert isinstance(resumed, Transaction)
+    assert (resumed.id, resumed.attempts) == (first.id, 1)
+
+
 async def test_two_retries_and_two_sweepers_at_once_resume_it_once(
     journals: tuple[Journal, Journal], table: Table
 ) -> None:
@@ -299,6 +330,119 @@ async def test_a_wrong_request_frees_its_key_but_not_once_somebody_may_have_hear
     assert isinstance(items[0], Transaction)
     assert items[0].id != first.id
     assert [item.status for item in items if isinstance(item, Answer)] == [202, 404 if "found" in code else 422]
+
+
+async def test_who_has_been_promised_202_keeps_the_key_of_a_wrong_request(journal: Journal, table: Table) -> None:
+    """Its end and its late waiting come into one commit."""
+    command = transfer("k")
+    [first] = await opened(journal, command)
+
+    refused = journal.promise([first])
+    closed, waited = await asyncio.gather(journal.close([Decision(first, "wallet_not_found")]), journal.wait([first]))
+    [again] = await journal.open([command])
+
+    assert refused == {}
+    assert {closed[first.id].status, waited[first.id].status} == {Status.FAILED}
+    assert isinstance(again, Answer)
+    assert (again.status, str(first.id) in again.body, again.replayed) == (404, True, True)
+    assert await table.count(command.user_id) == 1
+
+
+async def test_who_has_lost_the_key_to_a_refusal_hears_the_refusal(journal: Journal, table: Table) -> None:
+    command = transfer("k")
+    [first] = await opened(journal, command)
+    await journal.close([Decision(first, "wallet_not_found")])
+
+    refused = journal.promise([first])
+    journal.answered([first])
+
+    assert refused[first.id].failure_code == "wallet_not_found"
+    assert journal.promise([first]) == {}
+    journal.answered([first])
+    [again] = await opened(journal, command)
+    assert again.id != first.id
+
+
+# ------------------------------------------------------------------------------------------ what somebody else keeps
+
+
+@asynccontextmanager
+async def kept(sandbox: Sandbox, statement: str, *arguments: Any) -> AsyncIterator[None]:
+    """Somebody has run the statement in a transaction and does not go on, for the length of the block."""
+    connection = await sandbox.connect()
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(statement, *arguments)
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+        await connection.close()
+
+
+TAKE_KEYS = (
+    "insert into transactions.idempotency_keys (user_id, operation, key, fingerprint, transaction_id) "
+    "select $1, 'transactions.create', key, '', $1 from unnest($2::text[]) as key"
+)
+LOCK = "select from transactions.transactions where id = any($1::uuid[]) for update"
+
+
+@pytest.mark.parametrize("stuck", [2, 24, 200])
+async def test_keys_that_somebody_keeps_delay_nobody_else_for_long_however_many_they_are(
+    sandbox: Sandbox, journal: Journal, table: Table, stuck: int
+) -> None:
+    user_id = new_id()
+    commands = [transfer(f"k{number}", user_id=user_id) for number in range(stuck)]
+    innocents = [transfer(), transfer("another's"), transfer("hers", user_id=user_id)]
+
+    async with kept(sandbox, TAKE_KEYS, user_id, [command.key for command in commands]):
+        began = time.monotonic()
+        items = await journal.open([*innocents, *commands])
+        seconds = time.monotonic() - began
+
+    assert [type(item) for item in items] == [Transaction] * 3 + [LockTimeoutError] * stuck
+    assert seconds < BOUND_SECONDS
+    assert await table.count(user_id) == 1
+    assert kinds(await journal.open(commands)) == [Transaction] * stuck
+
+
+async def test_transactions_that_somebody_keeps_delay_nobody_else_for_long_however_many_they_are(
+    sandbox: Sandbox, journal: Journal, table: Table
+) -> None:
+    stuck = await opened(journal, *(transfer() for _ in range(24)))
+    [free, waiting] = await opened(journal, transfer(), transfer())
+    [original] = await done(journal, transfer(minor=1_000))
+    decisions = [Decision(item, payee_user_id=BOB) for item in [*stuck, free]]
+
+    async with kept(sandbox, LOCK, [item.id for item in [*stuck, original]]):
+        began = time.monotonic()
+        closed, waited, [refunded], [innocent] = await asyncio.gather(
+            journal.close(decisions),
+            journal.wait([waiting]),
+            journal.open([refund(original, 5)]),
+            journal.open([transfer("k")]),
+        )
+        seconds = time.monotonic() - began
+
+    assert (closed.keys(), waited.keys()) == ({free.id}, {waiting.id})
+    assert (type(refunded), type(innocent)) == (LockTimeoutError, Transaction)
+    assert seconds < BOUND_SECONDS
+    assert await table.refunded(original) == 0
+    assert (await journal.close(decisions)).keys() == {item.id for item in stuck}
+
+
+async def test_a_key_that_comes_free_meanwhile_is_taken(sandbox: Sandbox, journal: Journal, table: Table) -> None:
+    user_id = new_id()
+    opening = []
+    async with kept(sandbox, TAKE_KEYS, user_id, ["k"]):
+        opening.append(asyncio.ensure_future(journal.open([transfer("k", user_id=user_id), transfer()])))
+
+        async def runs_into_it() -> bool:
+            return bool(await table.sql("select 1 from pg_stat_activity where wait_event_type = 'Lock'"))
+
+        await eventually(runs_into_it)
+
+    assert kinds(await opening[0]) == [Transaction] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------- refunds

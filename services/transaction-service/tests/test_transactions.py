@@ -99,6 +99,9 @@ async def test_the_list_is_newest_first_in_pages_and_holds_what_was_received(ban
     assert await page(bob) == (ids[::-1], False)
     assert await page(bob, limit=2) == ([ids[2], ids[1]], True)
     assert await page(bob, limit=2, starting_after=ids[1]) == ([ids[0]], False)
+    assert await page(bob, limit=1, ending_before=ids[0]) == ([ids[1]], True)
+    assert await page(bob, limit=2, ending_before=ids[0]) == ([ids[2], ids[1]], False)
+    assert await page(Person("admin"), limit=1, ending_before=ids[1]) == ([ids[2]], False)
     assert (await page(Person()))[0] == []
 
 

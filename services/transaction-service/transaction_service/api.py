@@ -187,6 +187,14 @@ class FilterIn(BaseModel):
     created_to: InstantIn | None = None
     limit: PageLimit = 20
     starting_after: UUID | None = None
+    ending_before: UUID | None = None
+
+    @field_validator("ending_before", mode="after")
+    @classmethod
+    def _one_direction(cls, ending_before: UUID | None, info: ValidationInfo) -> UUID | None:
+        if ending_before is not None and info.data.get("starting_after") is not None:
+            raise PydanticCustomError("two_cursors", "Cannot stand beside `starting_after`.")
+        return ending_before
 
     @field_validator("min_amount", "max_amount", mode="after")
     @classmethod
@@ -270,7 +278,9 @@ def transactions_router(transactions: Transactions, authenticator: Authenticates
         caller: Annotated[Principal, current_user], query: Annotated[FilterIn, Query()]
     ) -> TransactionList:
         """What the caller has paid and received, newest first."""
-        found, has_more = await transactions.page(caller, query.filters(), query.limit, query.starting_after)
+        found, has_more = await transactions.page(
+            caller, query.filters(), query.limit, after=query.starting_after, before=query.ending_before
+        )
         shown = [transaction_out(transaction, caller.user_id) for transaction in found]
         return TransactionList(data=shown, has_more=has_more)
 

@@ -2,14 +2,14 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from shared import outbox
 from shared.batching import Batcher
-from shared.database import Asyncpg, CommitUnknownError, Database, with_retries
+from shared.database import Asyncpg, CommitUnknownError, Database, LockTimeoutError, with_retries
 from shared.errors import AppError, OutcomeUnknownError, UnavailableError
 from shared.events import OutgoingEvent
 from shared.http.problems import unexpected_error
@@ -33,6 +33,7 @@ from transaction_service.domain import (
 LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
 MAX_BATCH: Final = 256
+LOOK_SECONDS: Final = 0.25  # for finding out which keys somebody keeps
 KEY_DAYS: Final = 30
 KEYS_AT_A_TIME: Final = 1000
 
@@ -63,6 +64,7 @@ class Journal:
         self._database = database
         self._relay = relay
         self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
+        self._callers = _Callers()
 
     @property
     def busy(self) -> bool:
@@ -84,6 +86,15 @@ class Journal:
     async def wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Leave the transactions to the sweeper: unknown is not failed. As they are afterwards, by id."""
         return _changed(await self._batcher.submit(transactions))
+
+    def promise(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
+        """The callers of these hear 202 whatever comes, so their keys stay; but those that are being refused with
+        their keys let go of hear that, and are answered by id. Holds until `answered`."""
+        return self._callers.promise(transaction.id for transaction in transactions)
+
+    def answered(self, transactions: Sequence[Transaction]) -> None:
+        """The request that opened these has done all that it will do about them."""
+        self._callers.forget(transaction.id for transaction in transactions)
 
     async def claim_due(self, types: Collection[Type]) -> list[Transaction]:
         """Open transactions of these types that nobody works on, leased to the caller."""
@@ -127,8 +138,45 @@ class Journal:
         """Write what was handed in; nothing more is taken."""
         await self._batcher.close()
 
-    async def _write(self, entries: Sequence[_Entry]) -> list[_Written]:
+    async def _write(self, entries: Sequence[_Entry]) -> Sequence[_Written | Exception]:
+        try:
+            return await self._written(entries)
+        except LockTimeoutError:
+            if len(entries) == 1:
+                raise
+        return await self._write_around(entries, await self._kept_from(entries))
+
+    async def _written(self, entries: Sequence[_Entry]) -> list[_Written]:
         return await with_retries(lambda: self._write_once(entries))
+
+    async def _write_around(self, entries: Sequence[_Entry], stuck: Sequence[bool]) -> list[_Written | Exception]:
+        """Write what needs nothing that somebody keeps, and then try the rest once more, together.
+
+        So a batch is written within three lock time-outs and the time it takes to look, however many keys and rows
+        somebody keeps; what is stuck has the time-out as its outcome.
+        """
+        free = iter(await self._tried([e for e, is_stuck in zip(entries, stuck, strict=True) if not is_stuck]))
+        late = iter(await self._tried([e for e, is_stuck in zip(entries, stuck, strict=True) if is_stuck]))
+        return [next(late) if is_stuck else next(free) for is_stuck in stuck]
+
+    async def _tried(self, entries: Sequence[_Entry]) -> Sequence[_Written | Exception]:
+        try:
+            return await self._written(entries) if entries else []
+        except (LockTimeoutError, OSError) as error:
+            return [error] * len(entries)
+
+    async def _kept_from(self, entries: Sequence[_Entry]) -> list[bool]:
+        """Which of the entries need a key or a transaction that somebody else keeps locked."""
+        commands = [entry.command for entry in entries if isinstance(entry, _Open) and entry.command.key is not None]
+        async with self._database.batch() as connection:
+            known = await queries.known_keys(connection, commands) if commands else {}
+            needed = [_needed(entry, known) for entry in entries]
+            rows = await queries.locked_by_others(connection, set().union(*needed))
+            keys = await queries.keys_of_others(connection, commands, LOOK_SECONDS) if commands else set()
+        return [
+            not rows.isdisjoint(ids) or (isinstance(entry, _Open) and queries.key_id(entry.command) in keys)
+            for entry, ids in zip(entries, needed, strict=True)
+        ]
 
     async def _write_once(self, entries: Sequence[_Entry]) -> list[_Written]:
         """One transaction with a fixed number of statements; locks in the order keys, then transactions by id.
@@ -145,7 +193,7 @@ class Journal:
             if to_lock := held | batch.to_lock:
                 await queries.lock(connection, to_lock)
             opened = await batch.open(connection)
-            changed = await _close(connection, decisions) if decisions else {}
+            changed = await _close(connection, decisions, self._callers) if decisions else {}
             begun = await _wait(connection, waiting) if waiting else {}
             await outbox.append_batch(connection, [_event(transaction) for transaction in (changed | begun).values()])
             told = bool(changed or begun)
@@ -205,11 +253,19 @@ class _Batch:
 
     @property
     def _unanswered(self) -> list[UUID]:
-        """What a crash has left without an answer, unless it is of this batch."""
+        """What a crash has left without an answer and is asked for again, unless it is of this batch."""
         own = {item.id for item in self._items}
+        asked = {queries.key_id(item.command) for item in self._keyed if self._stands_for(item.command)}
         return [
-            key.transaction_id for key in self._known.values() if key.answer is None and key.transaction_id not in own
+            key.transaction_id
+            for id_, key in self._known.items()
+            if key.answer is None and key.transaction_id not in own and id_ in asked
         ]
+
+    def _stands_for(self, command: Command) -> bool:
+        """Whether the command's key was taken for the same wish."""
+        key = self._known.get(queries.key_id(command))
+        return key is not None and key.fingerprint == command.fingerprint()
 
     async def _reserve(self, connection: Asyncpg) -> tuple[dict[UUID, Command], dict[UUID, AppError]]:
         """Refunds take their part of the original, in arrival order, or are refused; both by id."""
@@ -240,7 +296,7 @@ class _Batch:
         key = self._known.get(queries.key_id(item.command))
         if key is None:
             return IdempotencyKeyInUseError()
-        if key.fingerprint != item.command.fingerprint():
+        if not self._stands_for(item.command):
             return IdempotencyKeyReusedError()
         if key.answer is not None:
             return key.answer
@@ -249,11 +305,40 @@ class _Batch:
         return IdempotencyKeyInUseError()
 
 
-async def _close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID, Transaction]:
+class _Callers:
+    """What those who wait for their answers here are going to hear: a key is let go of for who hears why, not for who
+    has heard 202."""
+
+    def __init__(self) -> None:
+        self._promised: set[UUID] = set()
+        self._refused: dict[UUID, Transaction] = {}
+
+    def promise(self, ids: Iterable[UUID]) -> dict[UUID, Transaction]:
+        """These hear 202 unless they are being refused; the latter."""
+        asked = set(ids)
+        refused = {id_: self._refused[id_] for id_ in asked & self._refused.keys()}
+        self._promised |= asked - refused.keys()
+        return refused
+
+    def refuse(self, transaction: Transaction) -> bool:
+        """Whether its caller can still hear that it is refused, and then does."""
+        # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
+        if transaction.attempts or transaction.id in self._promised:
+            return False
+        self._refused[transaction.id] = transaction
+        return True
+
+    def forget(self, ids: Iterable[UUID]) -> None:
+        """These have been answered."""
+        for id_ in ids:
+            self._promised.discard(id_)
+            self._refused.pop(id_, None)
+
+
+async def _close(connection: Asyncpg, decisions: Sequence[Decision], callers: _Callers) -> dict[UUID, Transaction]:
     closed = _traced(await queries.close(connection, decisions), [decision.transaction for decision in decisions])
     answers = {id_: answer(transaction) for id_, transaction in closed.items()}
-    # Once somebody else has taken a transaction up, its caller may have heard 202 and its id.
-    kept = {id_ for id_, told in answers.items() if told.final or closed[id_].attempts}
+    kept = {id_ for id_, told in answers.items() if told.final or not callers.refuse(closed[id_])}
     await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
     if freed := list(answers.keys() - kept):
         await queries.free_keys(connection, freed)
@@ -273,6 +358,18 @@ async def _wait(connection: Asyncpg, transactions: Sequence[Transaction]) -> dic
     if begun:
         await queries.store_answers(connection, [(id_, answer(t)) for id_, t in begun.items()])
     return begun
+
+
+def _needed(entry: _Entry, known: Mapping[queries.KeyId, queries.KnownKey]) -> set[UUID]:
+    """The transactions that an entry may have to lock, or whose keys it changes."""
+    if isinstance(entry, _Open):
+        key = known.get(queries.key_id(entry.command)) if entry.command.key is not None else None
+        ids = {entry.command.original_id, key.transaction_id if key else None}
+    elif isinstance(entry, Decision):
+        ids = {entry.transaction.id, entry.transaction.original_id}
+    else:
+        ids = {entry.id}
+    return {id_ for id_ in ids if id_ is not None}
 
 
 def _traced(found: Mapping[UUID, Transaction], asked: Sequence[Transaction]) -> dict[UUID, Transaction]:

@@ -1,12 +1,14 @@
 """SQL of transaction-service: set-based functions for the journal, ORM ones for reading."""
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,6 +24,7 @@ _COLUMNS: Final = (
     "failure_code, available_minor, declined, cancel_requested, attempts, event_sequence, created_at, completed_at"
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
+LOOK_LOCK_TIMEOUT_MS: Final = 1
 
 
 KeyId = tuple[UUID, str, str]  # user, operation, key
@@ -87,6 +90,49 @@ async def lock(connection: Asyncpg, transaction_ids: Collection[UUID]) -> None:
     await connection.execute(
         "select from transactions where id = any($1) order by id for no key update", list(transaction_ids)
     )
+
+
+async def locked_by_others(connection: Asyncpg, transaction_ids: Collection[UUID]) -> set[UUID]:
+    """Those of the transactions that somebody else has locked, or the keys of which; this locks nothing."""
+    await connection.execute("savepoint looking")
+    rows = await connection.fetch(
+        "with t as materialized (select id from transactions where id = any($1) for no key update skip locked), "
+        "k as materialized ("
+        "  select user_id, operation, key from idempotency_keys where transaction_id = any($1) "
+        "  for update skip locked) "
+        "select id from transactions where id = any($1) and id not in (select id from t) "
+        "union select transaction_id from idempotency_keys where transaction_id = any($1) "
+        "  and (user_id, operation, key) not in (select user_id, operation, key from k)",
+        list(transaction_ids),
+    )
+    await connection.execute("rollback to savepoint looking")
+    return {row["id"] for row in rows}
+
+
+async def keys_of_others(connection: Asyncpg, commands: Sequence[Command], seconds: float) -> set[KeyId]:
+    """Those of the commands' keys that somebody else is taking or letting go of; this takes none.
+
+    What a transaction that is under way does with a key can only be seen by running into it. What could not be looked
+    at within `seconds` is in the answer, too.
+    """
+    await connection.execute(f"set local lock_timeout = {LOOK_LOCK_TIMEOUT_MS}")
+    until = time.monotonic() + seconds
+    kept = set()
+    await connection.execute("savepoint looking")
+    for command in commands:
+        if time.monotonic() > until:
+            kept.add(key_id(command))
+            continue
+        try:
+            await connection.execute(
+                "insert into idempotency_keys (user_id, operation, key, fingerprint, transaction_id) "
+                "values ($1, $2, $3, '', $1) on conflict do nothing",
+                *key_id(command),
+            )
+        except asyncpg.LockNotAvailableError:
+            kept.add(key_id(command))
+        await connection.execute("rollback to savepoint looking")
+    return kept
 
 
 async def insert_transactions(
@@ -309,25 +355,37 @@ async def visible(session: AsyncSession, user_id: UUID | None, transaction_id: U
 
 
 async def page(
-    session: AsyncSession, user_id: UUID | None, filters: Filters, limit: int, after: Transaction | None
+    session: AsyncSession,
+    user_id: UUID | None,
+    filters: Filters,
+    limit: int,
+    cursor: Transaction | None,
+    *,
+    newer: bool = False,
 ) -> list[Transaction]:
-    """At most `limit` of the transactions that this user (None: anybody) may see, newest first."""
+    """At most `limit` of the transactions that this user (None: anybody) may see, newest first.
+
+    They are the ones next to the cursor, on its older side, or the `newer` one.
+    """
     conditions = _conditions(filters)
-    if after is not None:
-        position = sa.tuple_(TransactionRow.created_at, TransactionRow.id)
-        conditions.append(position < sa.tuple_(sa.literal(after.created_at), sa.literal(after.id)))
+    position = sa.tuple_(TransactionRow.created_at, TransactionRow.id)
+    if cursor is not None:
+        at = sa.tuple_(sa.literal(cursor.created_at), sa.literal(cursor.id))
+        conditions.append(position > at if newer else position < at)
 
-    order = (TransactionRow.created_at.desc(), TransactionRow.id.desc())
+    columns = (TransactionRow.created_at, TransactionRow.id)
+    order = columns if newer else tuple(column.desc() for column in columns)
 
-    def newest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[UUID]:
+    def nearest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[UUID]:
         ids = sa.select(TransactionRow.id).where(*conditions, *more).order_by(*order).limit(limit)
         return ids.correlate(None).scalar_subquery()
 
     # Each half walks its own index; an OR in one query would walk neither.
-    halves = [newest()] if user_id is None else [newest(_paid_by(user_id)), newest(_received_by(user_id))]
+    halves = [nearest()] if user_id is None else [nearest(_paid_by(user_id)), nearest(_received_by(user_id))]
     statement = sa.select(TransactionRow).where(sa.or_(*(TransactionRow.id.in_(half) for half in halves)))
     statement = statement.order_by(*order).limit(limit)
-    return [_from_row(row) for row in await session.scalars(statement)]
+    found = [_from_row(row) for row in await session.scalars(statement)]
+    return found[::-1] if newer else found
 
 
 def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:

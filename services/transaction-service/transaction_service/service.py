@@ -1,7 +1,6 @@
 """Use cases of transaction-service."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,6 +118,7 @@ class Transactions:
         due = await self._journal.claim_due(types)
         if due:
             await self._carry_out(due)
+            self._journal.answered(due)
         return len(due)
 
     async def note(self, envelope: Envelope) -> None:
@@ -145,15 +145,26 @@ class Transactions:
         return transaction
 
     async def page(
-        self, caller: Principal, filters: Filters, limit: int, after: UUID | None
+        self,
+        caller: Principal,
+        filters: Filters,
+        limit: int,
+        *,
+        after: UUID | None = None,
+        before: UUID | None = None,
     ) -> tuple[list[Transaction], bool]:
-        """At most `limit` transactions, newest first, and whether there are more; raises NotFoundError."""
+        """At most `limit` transactions, newest first, and whether there are more in this direction.
+
+        The list goes on after the transaction `after`, or ends before `before`; raises NotFoundError.
+        """
+        seen = after or before
         async with self._database.transaction() as session:
-            cursor = await queries.visible(session, _scope(caller), after) if after else None
-            if after and cursor is None:
+            cursor = await queries.visible(session, _scope(caller), seen) if seen else None
+            if seen and cursor is None:
                 raise NotFoundError("transaction")
-            found = await queries.page(session, _scope(caller), filters, limit + 1, cursor)
-        return found[:limit], len(found) > limit
+            found = await queries.page(session, _scope(caller), filters, limit + 1, cursor, newer=before is not None)
+        shown = found[-limit:] if before else found[:limit]
+        return shown, len(found) > limit
 
     def _complete(self, command: Command) -> Command:
         """The command with what is fixed when it is opened: its fee, and the request that it came with."""
@@ -166,14 +177,22 @@ class Transactions:
         task = asyncio.ensure_future(self._carry_out(transactions))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: self._journal.answered(transactions))
         try:
             async with asyncio.timeout(max(0.0, seconds_left() - ANSWER_SECONDS)):
                 return await asyncio.shield(task)
         except TimeoutError:  # it runs on, and the caller hears 202 while there is somebody to hear it
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS / 2):
-                    return await self._journal.wait(transactions)
-            return {}
+            return task.result() if task.done() else await self._begin_to_wait(transactions)
+
+    async def _begin_to_wait(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
+        """What the transactions are when their callers' time is over. They are on record, so this never fails."""
+        refused = self._journal.promise(transactions)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS / 2):
+                return await self._journal.wait(transactions)
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from being written is no answer to the caller
+            _log.warning("answered before their waiting was on record: %s: %s", type(error).__name__, error)
+            return refused
 
     async def _carry_out(self, transactions: Sequence[Transaction]) -> dict[UUID, Transaction]:
         """Every step of the transactions, and what they are afterwards; what has no outcome waits."""
@@ -184,7 +203,7 @@ class Transactions:
             return closed | await self._journal.wait([t for t in transactions if t.id not in closed])
         except Exception:  # noqa: BLE001 - on record, so the caller hears 202 and the sweeper goes on
             _log.exception("transactions left to the sweeper")
-            return {}
+            return self._journal.promise(transactions)
 
     async def _after_their_originals(
         self, transactions: Sequence[Transaction]

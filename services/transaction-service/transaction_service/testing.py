@@ -14,6 +14,7 @@ import httpx
 from fastapi import FastAPI
 
 from infrastructure.embedded import ports
+from shared.http.bundle import Parcel
 from shared.testing.lines import CommitLine
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import HOST, serving
@@ -511,3 +512,38 @@ class Bank:
         With `in_flight` the ledger may be ahead of a transaction that is pending.
         """
         assert await self.sql(_VIOLATIONS, in_flight) == []
+
+
+# ------------------------------------------------------------------------------------------- the gateway's bundles
+
+_TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def parcel(
+    person: Person,
+    source: str,
+    target: str,
+    amount: str,
+    *,
+    key: str | None = None,
+    request_id: str = "request-1",
+    content_type: str = "application/json",
+    authorization: str | None = None,
+    **more: object,
+) -> Parcel:
+    """A transfer as the gateway hands it on, together with others."""
+    wish = {
+        "transaction_type": "transfer",
+        "amount": amount,
+        "currency": "USD",
+        "from_wallet_id": source,
+        "to_wallet_id": target,
+    }
+    return Parcel(
+        json.dumps(wish | more).encode(),
+        content_type,
+        person.headers["Authorization"] if authorization is None else authorization,
+        key,
+        request_id,
+        _TRACEPARENT,
+    )

@@ -616,7 +616,7 @@ def test_a_return_to_a_wallet_that_never_was_is_refused(paper: Paper) -> None:
         ({"minor": 1000, "held": 1000}, 0, 400, "frozen"),
         ({"minor": 0}, 0, 400, "frozen"),
         ({"minor": 150, "status": "frozen"}, 150, 250, "frozen"),
-        ({"minor": 0, "status": "closed"}, 0, 400, "closed"),
+        ({"minor": 0, "status": "closed"}, 0, 400, "frozen"),
     ],
     ids=["enough", "all", "part", "less-what-is-held", "all-held", "empty", "frozen-already", "closed"],
 )

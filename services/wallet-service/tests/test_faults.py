@@ -150,12 +150,15 @@ async def test_a_unit_that_cannot_be_is_not_its_neighbours_problem(
         b"{}",
         b'{"units": []}',
         b'{"units": null}',
-        b'{"units": [[{"amount_minor": NaN}]]}',
-        b'{"units": [[{"amount_minor": Infinity}]]}',
-        b'{"units": [[{"source": "\\ud800"}]]}',
+        b'{"units": [NaN]}}',
+        b'{"units": [NaN]',
+        b'{"units": [[NaN}]',
+        b'{"units": ["NaN]}',
+        b'{"units": [NaN], "more": 1}',
         b'{"units": [[]], "more": 1}',
         b'{"units": [' + b",".join([b"[]"] * 1001) + b"]}",
-        pytest.param(b'{"units": [' + b"[" * 30_000 + b"]" * 30_000 + b"]}", id="deep"),
+        b'{"units": [' + b",".join([b"NaN"] * 1001) + b"]}",
+        pytest.param(b'{"units": ' + b"[" * 30_000, id="open"),
     ],
 )
 async def test_what_is_no_batch_is_refused_whole(client: httpx.AsyncClient, rows: Rows, body: bytes) -> None:
@@ -167,6 +170,45 @@ async def test_what_is_no_batch_is_refused_whole(client: httpx.AsyncClient, rows
 
     assert (response.status_code, response.json()["code"]) == (422, "batch_invalid")
     assert await rows(EVERYTHING) == before
+
+
+NO_JSON: Final = {
+    "NaN": b'[{"amount_minor": NaN}]',
+    "a NaN alone": b"NaN",
+    "Infinity": b'[{"amount_minor": -Infinity, "source": "]}, [{"}]',
+    "half a surrogate": b'[{"source": "\\ud800"}]',
+    "no UTF-8": b'[{"source": "\xff\xfe"}]',
+    "a control character": b'[{"source": "\x00\n"}]',
+    "a quotation mark inside": b'[{"source": "\\"], [NaN, \\\\"}]',
+    "a number without end": b'[{"amount_minor": ' + b"9" * 50_000 + b"}]",
+    "a word": b"[{amount_minor: five}]",
+    "nothing": b"",
+    "other brackets": b"[{]}",
+    "deep": b"[" * 30_000 + b"]" * 30_000,
+}
+
+
+@pytest.mark.parametrize("unit", NO_JSON.values(), ids=NO_JSON)
+async def test_a_unit_that_is_no_json_is_not_its_neighbours_problem(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, rows: Rows, unit: bytes
+) -> None:
+    alice = Person()
+    source, target = await open_wallet(alice, minor=100), await open_wallet(Person())
+    good = [posting(alice, source, target, 1) for _ in range(NEIGHBOURS)]
+    units = [json.dumps([item]).encode() for item in good]
+    units.insert(NEIGHBOURS // 2, unit)
+
+    response = await client.post(
+        "/internal/postings",
+        content=b' { "units" : [' + b" , ".join(units) + b" ] } ",
+        headers=service_headers("transaction-service", "wallet-service"),
+    )
+
+    assert response.status_code == 200, response.text
+    outcomes, trouble = without_the_middle(response.json()["outcomes"])
+    assert [(outcome["id"], outcome["status"]) for [outcome] in outcomes] == [(g["id"], "applied") for g in good]
+    assert trouble["status"] == "invalid"
+    assert await balance(rows, source) == 100 - NEIGHBOURS
 
 
 async def test_a_name_that_the_database_cannot_store_is_not_its_neighbours_problem(

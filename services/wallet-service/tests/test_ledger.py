@@ -470,7 +470,7 @@ async def test_a_dispute_takes_what_is_there_and_freezes_the_wallet(
     await assert_sound(rows)
 
 
-async def test_a_dispute_about_a_closed_wallet_is_owed_whole(
+async def test_a_dispute_about_a_closed_wallet_is_owed_whole_and_freezes_it(
     ledger: LedgerClient, open_wallet: OpenWallet, rows: Rows
 ) -> None:
     alice = Person()
@@ -481,7 +481,7 @@ async def test_a_dispute_about_a_closed_wallet_is_owed_whole(
     [outcome] = await ledger.send(posting(alice, wallet_id, OUTSIDE, 400, action="dispute"))
 
     assert outcome["status"] == "applied"
-    assert await state(rows, wallet_id) == State(0, 0, "closed")
+    assert await state(rows, wallet_id) == State(0, 0, "frozen")
     assert await system(rows, "receivable:USD") == receivable - 400
 
 

@@ -147,7 +147,7 @@ class Model:
             self.holds[posting["id"]]["state"] = "captured"
             self.wallets[posting["source"]].held -= posting["amount_minor"]
         self.told[posting["id"]].append("wallets.posted.v1")
-        if posting["action"] == "dispute" and self.wallets[posting["source"]].status == "active":
+        if posting["action"] == "dispute" and self.wallets[posting["source"]].status != "frozen":
             self.wallets[posting["source"]].status = "frozen"
             self.told[posting["source"]].append("wallets.frozen.v1")
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.auth import Principal, ServiceTokens
 from shared.authentication import Authenticates
-from shared.errors import ForbiddenError
+from shared.errors import FieldInvalidError, ForbiddenError
 from shared.http.app import StrictRoute, service_of, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, InstantIn, PageLimit, UtcTime, utc_text
@@ -170,9 +170,16 @@ def wallets_router(wallets: Wallets, authenticator: Authenticates) -> APIRouter:
         starting_after: Annotated[
             int | None, Query(ge=1, le=2**63 - 1, description="The `version` of the last entry seen.")
         ] = None,
+        ending_before: Annotated[
+            int | None, Query(ge=1, le=2**63 - 1, description="The `version` of the first entry seen.")
+        ] = None,
     ) -> EntryList:
         """The ledger entries of one wallet, newest first."""
-        currency, entries, has_more = await wallets.entries(caller, wallet_id, limit, starting_after)
+        if starting_after is not None and ending_before is not None:
+            raise FieldInvalidError("ending_before", "two_cursors", "Cannot stand beside `starting_after`.")
+        currency, entries, has_more = await wallets.entries(
+            caller, wallet_id, limit, after=starting_after, before=ending_before
+        )
         return EntryList(data=[_entry_out(entry, currency) for entry in entries], has_more=has_more)
 
     return router

@@ -373,7 +373,10 @@ def give_back(posting: Posting, source: Account | None, target: Account | None, 
 
 
 def dispute(posting: Posting, source: Account | None, target: Account | None, receivable: Account | None) -> Change:
-    """Money that outside took back: what is available leaves the wallet, the rest is owed, the wallet is frozen."""
+    """Money that outside took back: what is available leaves the wallet, the rest is owed, the wallet is frozen.
+
+    One that was closed meanwhile, too, or closing it and asking for it again would be a way around the freeze.
+    """
     if source is None or target is None or receivable is None:
         raise RefusedError(Refusal.WALLET_NOT_FOUND)
     _check_owner(posting, source)
@@ -383,7 +386,7 @@ def dispute(posting: Posting, source: Account | None, target: Account | None, re
     owed = posting.amount - taken
     moves = [(source, -taken), (receivable, -owed), (target, posting.amount)]
     change = _entries(posting, *((account, amount) for account, amount in moves if amount.minor))
-    if source.status != "active":
+    if source.status == "frozen":
         return change
     wallet, rest = (change.accounts[0], change.accounts[1:]) if taken.minor else (source, change.accounts)
     wallet = replace(wallet, status="frozen")

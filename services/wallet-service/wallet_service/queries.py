@@ -277,13 +277,16 @@ async def balance_at(session: AsyncSession, wallet_id: UUID, instant: datetime) 
 
 
 async def entries_of(
-    session: AsyncSession, wallet_id: UUID, limit: int, before_version: int | None
+    session: AsyncSession, wallet_id: UUID, limit: int, after: int | None, before: int | None
 ) -> Sequence[EntryRow]:
-    """At most `limit` entries of a wallet, newest first."""
-    statement = sa.select(EntryRow).where(EntryRow.account_id == wallet_id)
-    if before_version is not None:
-        statement = statement.where(EntryRow.version < before_version)
-    return (await session.scalars(statement.order_by(EntryRow.version.desc()).limit(limit))).all()
+    """At most `limit` entries of a wallet, newest first: those that follow version `after`, or come just `before`."""
+    statement = sa.select(EntryRow).where(EntryRow.account_id == wallet_id).limit(limit)
+    if before is not None:
+        statement = statement.where(EntryRow.version > before).order_by(EntryRow.version)
+        return (await session.scalars(statement)).all()[::-1]
+    if after is not None:
+        statement = statement.where(EntryRow.version < after)
+    return (await session.scalars(statement.order_by(EntryRow.version.desc()))).all()
 
 
 # ------------------------------------------------------------------------------------ people

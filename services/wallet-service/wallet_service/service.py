@@ -240,13 +240,17 @@ class Wallets:
             return Money(await queries.balance_at(session, wallet_id, instant), row.currency)
 
     async def entries(
-        self, caller: Principal, wallet_id: UUID, limit: int, before_version: int | None
+        self, caller: Principal, wallet_id: UUID, limit: int, *, after: int | None = None, before: int | None = None
     ) -> tuple[str, Sequence[models.EntryRow], bool]:
-        """A wallet's currency, at most `limit` of its entries, newest first, and whether there are more."""
+        """A wallet's currency, at most `limit` of its entries, newest first, and whether there are more in this direction.
+
+        The list goes on after the entry of version `after`, or ends before that of version `before`.
+        """
         async with self._database.transaction() as session:
             row = _visible(await queries.wallet(session, wallet_id), caller)
-            entries = await queries.entries_of(session, wallet_id, limit + 1, before_version)
-        return row.currency, entries[:limit], len(entries) > limit
+            entries = await queries.entries_of(session, wallet_id, limit + 1, after, before)
+        shown = entries[:limit] if before is None else entries[-limit:]
+        return row.currency, shown, len(entries) > limit
 
     async def _create(self, caller: Principal, user_id: UUID, currency: str) -> models.AccountRow:
         async with self._database.transaction() as session:

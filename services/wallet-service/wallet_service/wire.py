@@ -1,5 +1,7 @@
 """The ledger's wire: batches of units of postings in JSON, each unit read for itself."""
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
@@ -62,6 +64,10 @@ _batch: Final = msgspec.json.Decoder(UnitsIn)
 _unit: Final = msgspec.json.Decoder(Annotated[list[PostingIn], msgspec.Meta(min_length=1, max_length=MAX_UNIT)])
 _encoder: Final = msgspec.json.Encoder()
 
+_HEAD: Final = re.compile(rb'\s*\{\s*"units"\s*:\s*\[')
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{},"]', re.DOTALL)
+_TAIL: Final = re.compile(rb"\s*\}\s*")
+
 
 _WITH_FEE: Final = frozenset({Action.MOVE, Action.PAY})
 
@@ -72,17 +78,42 @@ class InvalidUnitError(ValueError):
 
 def read_units(body: bytes) -> list[Unit | InvalidUnitError]:
     """The units of a batch, each by itself; raises AppError (422) when the batch as a whole is none."""
+    raw: Sequence[msgspec.Raw | bytes]
     try:
         raw = _batch.decode(body).units
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise AppError("batch_invalid", 422, "Is not a batch of postings.") from None
+        raw = _split(body)
     return [_read(part) for part in raw]
 
 
-def _read(part: msgspec.Raw) -> Unit | InvalidUnitError:
+def _split(body: bytes) -> list[bytes]:
+    """The units of a batch that is not JSON throughout, by their brackets and commas: what is wrong inside of one,
+    such as a NaN, is not its neighbours' problem. Raises AppError (422) when there are no such units."""
+    units: list[bytes] = []
+    head = _HEAD.match(body)
+    begin, depth = head.end() if head else len(body), 0
+    for token in _TOKEN.finditer(body, begin):
+        match token[0]:
+            case b"[" | b"{":
+                depth += 1
+            case b"]" | b"}" if depth:
+                depth -= 1
+            case b"," | b"]" as mark if not depth:
+                units.append(body[begin : token.start()])
+                begin = token.end()
+                if mark == b"]":
+                    break
+            case b'"':  # a text without an end
+                break
+    if not _TAIL.fullmatch(body, begin) or not 1 <= len(units) <= MAX_UNITS or units == [b""]:
+        raise AppError("batch_invalid", 422, "Is not a batch of postings.")
+    return units
+
+
+def _read(part: msgspec.Raw | bytes) -> Unit | InvalidUnitError:
     try:
         unit = [_posting(item) for item in _unit.decode(part)]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return InvalidUnitError(str(error))
     except UnknownAccountError:
         return InvalidUnitError("Names an account that cannot be.")
