@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
-from shared.redis import connect
+
 from tests.platform import Platform
 from tests.security.people import Actor, Books, new_admin, newcomer
 from user_service.settings import UserSettings
@@ -18,14 +19,21 @@ async def books(platform: Platform) -> AsyncIterator[Books]:
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+async def redis(platform: Platform) -> AsyncIterator[Redis]:
+    """The platform's Redis, with more patience than the services have."""
+    where = platform.sandbox.settings(UserSettings)
+    async with Redis(host=where.redis_host, port=where.redis_port, socket_timeout=10) as redis:
+        yield redis
+
+
 @pytest.fixture(autouse=True)
-async def no_guesses(platform: Platform) -> None:
+async def no_guesses(platform: Platform, redis: Redis) -> None:
     """Nobody has given a wrong password yet."""
-    async with connect(platform.sandbox.settings(UserSettings)) as redis:
-        prefix = platform.sandbox.environment["REDIS_KEY_PREFIX"]
-        keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
-        if keys:
-            await redis.delete(*keys)
+    prefix = platform.sandbox.environment["REDIS_KEY_PREFIX"]
+    keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
+    if keys:
+        await redis.delete(*keys)
 
 
 @pytest.fixture(scope="session")
