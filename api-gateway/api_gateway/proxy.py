@@ -24,6 +24,7 @@ from api_gateway.routes import CREATE, METHODS, PUBLIC, STREAM, Route, find_rout
 from shared.auth import ServiceTokens
 from shared.authentication import Authenticator
 from shared.errors import AppError
+from shared.http.address import FORWARDED_FOR_HEADER, GATEWAY_TOKEN_HEADER
 from shared.http.bundle import Parcel, Reply
 from shared.http.context import (
     DEADLINE_HEADER,
@@ -135,7 +136,7 @@ class Forwarder:
                 await answer.give(reply)
                 return
         if route.service == "user-service":
-            headers["X-Gateway-Token"] = f"Bearer {self._service_tokens.issue(route.service)}"
+            headers[GATEWAY_TOKEN_HEADER] = self._service_tokens.issue(route.service)
         headers.setdefault("User-Agent", "")
         headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
         hung_up = False
@@ -230,7 +231,7 @@ def _add_context(headers: dict[str, str], address: str) -> None:
     trace = current_context().trace
     headers[REQUEST_ID_HEADER] = trace.request_id
     headers[TRACEPARENT_HEADER] = trace.traceparent
-    headers["X-Forwarded-For"] = address
+    headers[FORWARDED_FOR_HEADER] = address
 
 
 def _creation(headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Creation:

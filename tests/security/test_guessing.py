@@ -1,0 +1,188 @@
+"""Guessing: by account and by address through the whole platform, in no time that tells anything, and never in part."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.platform import Platform
+from tests.security.people import PASSWORD, Books, newcomer, registration, signed_in
+
+HOME: Final = "203.0.113.7"
+EVIL: Final = "198.51.100.66"
+ROUNDS: Final = 12
+
+
+@pytest.fixture(scope="module")
+async def from_anywhere(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway behind a proxy that says where requests come from."""
+    settings = {"trusted_proxy_cidrs": "127.0.0.1/32", "rate_limit_login_per_minute": 0, "rate_limit_per_minute": 0}
+    async with (
+        platform.another_gateway(**settings) as url,
+        httpx.AsyncClient(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+async def log_in(client: httpx.AsyncClient, email: str, password: str, address: str) -> httpx.Response:
+    body = {"email": email, "password": password}
+    return await client.post("/users/login", json=body, headers={"X-Forwarded-For": address})
+
+
+def assert_told_to_wait(response: httpx.Response) -> None:
+    assert (response.status_code, response.json()["code"]) == (429, "too_many_attempts")
+    assert 0 < int(response.headers["retry-after"]) <= 3600
+    assert "access_token" not in response.text
+
+
+async def test_twenty_bad_logins_at_an_account_stop_their_address_and_not_the_owner(
+    from_anywhere: httpx.AsyncClient, books: Books
+) -> None:
+    alice = await newcomer(from_anywhere)
+    before = await books.state()
+
+    statuses = [(await log_in(from_anywhere, alice.email, f"guess-{n}", EVIL)).status_code for n in range(20)]
+    refused = await log_in(from_anywhere, alice.email, PASSWORD, EVIL)
+
+    assert statuses == [401] * 10 + [429] * 10
+    assert_told_to_wait(refused)
+    assert await books.state() == before
+    assert (await log_in(from_anywhere, alice.email, PASSWORD, HOME)).status_code == 200
+
+
+async def test_twenty_bad_logins_at_many_accounts_stop_their_address_and_no_other(
+    from_anywhere: httpx.AsyncClient,
+) -> None:
+    alice = await newcomer(from_anywhere)
+
+    statuses = [
+        (await log_in(from_anywhere, f"nobody-{number}@example.com", "guess-guess", EVIL)).status_code
+        for number in range(20)
+    ]
+
+    assert statuses == [401] * 20
+    assert_told_to_wait(await log_in(from_anywhere, alice.email, PASSWORD, EVIL))
+    assert (await log_in(from_anywhere, alice.email, PASSWORD, HOME)).status_code == 200
+
+
+async def test_the_spelling_of_an_address_begins_no_new_count(from_anywhere: httpx.AsyncClient) -> None:
+    alice = await newcomer(from_anywhere)
+    spellings = [alice.email, alice.email.upper(), alice.email.title(), alice.email.replace("example", "EXAMPLE")]
+
+    statuses = [(await log_in(from_anywhere, spellings[n % 4], "guess-guess", EVIL)).status_code for n in range(11)]
+
+    assert statuses == [401] * 10 + [429]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Gateway-Token", "X-Client-IP"])
+async def test_an_address_that_is_only_said_is_nobodys(
+    client: httpx.AsyncClient, platform: Platform, header: str
+) -> None:
+    """Neither to a gateway without proxies nor to user-service itself: all guesses count for the true address."""
+    alice = await newcomer(client)
+    for url in (platform.gateway, platform.direct("user-service")):
+        for number in range(5):
+            body = {"email": alice.email, "password": "guess-guess"}
+            headers = {header: f"198.51.100.{number}", "X-Forwarded-For": f"198.51.100.{number}"}
+            response = await client.post(f"{url}/users/login", json=body, headers=headers)
+            assert response.status_code == 401
+
+    assert_told_to_wait(await client.post("/users/login", json={"email": alice.email, "password": PASSWORD}))
+
+
+async def test_a_session_is_told_with_the_address_that_it_came_from(from_anywhere: httpx.AsyncClient) -> None:
+    alice = await newcomer(from_anywhere)
+    await log_in(from_anywhere, alice.email, PASSWORD, HOME)
+
+    sessions = (await alice.call("GET", "/users/sessions")).json()["data"]
+
+    assert {session["ip"] for session in sessions} == {"127.0.0.1", HOME}
+
+
+async def test_sixty_guesses_at_once_are_ten(from_anywhere: httpx.AsyncClient) -> None:
+    alice = await newcomer(from_anywhere)
+
+    guesses = [log_in(from_anywhere, alice.email, f"guess-{number}", EVIL) for number in range(60)]
+    statuses = [response.status_code for response in await asyncio.gather(*guesses)]
+
+    assert statuses.count(401) <= 10
+    assert set(statuses) <= {401, 429, 503}
+
+
+# ------------------------------------------------------------------------------------------------------------- time
+
+
+async def test_known_and_unknown_addresses_get_the_same_answer_in_the_same_time(
+    client: httpx.AsyncClient, platform: Platform, redis: Any
+) -> None:
+    """Medians of runs that take turns, so that what else the machine does disturbs both alike."""
+    known = registration()
+    assert (await client.post("/users/register", json=known)).status_code == 201
+    disabled = await newcomer(client)
+    took: dict[str, list[float]] = {"known": [], "unknown": [], "closed": []}
+    bodies = set()
+    for number in range(ROUNDS):
+        for name, email in (
+            ("known", known["email"]),
+            ("unknown", f"nobody-{number}@example.com"),
+            ("closed", disabled.email),
+        ):
+            started_at = time.perf_counter()
+            response = await client.post("/users/login", json={"email": email, "password": "guess-guess"})
+            took[name].append(time.perf_counter() - started_at)
+            assert response.status_code == 401
+            bodies.add((response.json()["code"], response.json()["detail"], response.headers["content-length"]))
+        await forget(platform, redis)
+
+    medians = {name: statistics.median(times) for name, times in took.items()}
+    assert len(bodies) == 1
+    noise = max(statistics.quantiles(times)[2] - statistics.quantiles(times)[0] for times in took.values())
+    assert max(medians.values()) - min(medians.values()) <= 2 * noise + 0.005, (medians, noise)
+
+
+async def forget(platform: Platform, redis: Any) -> None:
+    prefix = platform.sandbox.environment["REDIS_KEY_PREFIX"]
+    keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
+    if keys:
+        await redis.delete(*keys)
+
+
+# -------------------------------------------------------------------------------------------------- whole passwords
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+async def test_all_1024_characters_of_a_password_count(client: httpx.AsyncClient, letter: str) -> None:
+    password = letter * 1023 + "1"
+    alice = await newcomer(client, password=password)
+
+    for other in (letter * 1023 + "2", letter * 1023, letter * 72, password[:-1] + "\u0131"):
+        response = await client.post("/users/login", json={"email": alice.email, "password": other})
+        assert response.status_code == 401
+
+    await signed_in(client, alice.email, password)
+
+
+async def test_a_password_of_1025_characters_is_none(client: httpx.AsyncClient, books: Books) -> None:
+    before = await books.state()
+
+    response = await client.post("/users/register", json=registration(password="a1" * 512 + "b"))
+
+    assert response.status_code == 422
+    assert "a1a1" not in response.text
+    assert await books.state() == before
+
+
+@pytest.mark.parametrize("password", ["password", "PASSWORD1", "12345678", "qwertyuiop"])
+async def test_a_password_that_is_guessed_first_is_refused(
+    client: httpx.AsyncClient, books: Books, password: str
+) -> None:
+    before = await books.state()
+
+    response = await client.post("/users/register", json=registration(password=password))
+
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "password")
+    assert await books.state() == before
