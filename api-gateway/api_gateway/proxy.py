@@ -136,7 +136,7 @@ class Forwarder:
                 await answer.give(reply)
                 return
         if route.service == "user-service":
-            headers[GATEWAY_TOKEN_HEADER] = self._service_tokens.issue(route.service)
+            headers[GATEWAY_TOKEN_HEADER] = f"Bearer {self._service_tokens.issue(route.service)}"
         headers.setdefault("User-Agent", "")
         headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
         hung_up = False

@@ -151,7 +151,7 @@ async def test_a_hostile_id_or_parameter_is_refused(client: httpx.AsyncClient, p
 
 
 async def test_no_operation_but_the_public_ones_answers_without_a_token(client: httpx.AsyncClient) -> None:
-    public = {("POST", "/users/register"), ("POST", "/users/login")}
+    public = {("POST", "/users/register"), ("POST", "/users/login"), ("POST", "/users/refresh")}
     for method, path, operation in await operations(client):
         url = path.replace("{", "").replace("}", "")
         body = b"{}" if "requestBody" in operation else None

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from shared.background import running
-from shared.consumer import Consumer
+from shared.consumer import Consumer, each
 from shared.events import Envelope, UserRegistered
 from shared.settings import DatabaseSettings
 from shared.testing.sandbox import Sandbox
@@ -35,7 +35,7 @@ async def test_a_registration_is_told_once_in_kafka_and_kept_once_in_the_audit(s
     async def audited() -> list[dict[str, Any]]:
         return await asyncio.to_thread(audit)
 
-    listener = Consumer(sandbox.settings(ListenerSettings), [UserRegistered.topic], hear)
+    listener = Consumer(sandbox.settings(ListenerSettings), [UserRegistered.topic], each(hear))
     app = create_app(sandbox.settings(UserSettings, bcrypt_rounds=4))
     async with in_process(app) as client, running(listener.run):
         body = {

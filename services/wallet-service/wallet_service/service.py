@@ -242,7 +242,7 @@ class Wallets:
     async def entries(
         self, caller: Principal, wallet_id: UUID, limit: int, *, after: int | None = None, before: int | None = None
     ) -> tuple[str, Sequence[models.EntryRow], bool]:
-        """A wallet's currency, at most `limit` of its entries, newest first, and whether there are more in this direction.
+        """A wallet's currency, at most `limit` of its entries, newest first, and whether there are more this way.
 
         The list goes on after the entry of version `after`, or ends before that of version `before`.
         """
