@@ -187,6 +187,12 @@ _GONE: Final = (
 )
 
 
+def column(values: list[Any]) -> list[Any]:
+    """An array for `unnest`, empty where it has nothing but nulls: unnest makes up for a short array with them, and
+    asyncpg looks long at each value."""
+    return values if any(value is not None for value in values) else []
+
+
 async def _leave_as_it_is(_: Asyncpg) -> None:
     """Nothing of a batch outlives its transaction, and a reset would cost each a round trip more."""
 

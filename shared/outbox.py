@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ from shared.settings import DatabaseSettings
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.03
-BUSY_PAUSE_SECONDS: Final = 0.1
-BUSY_BATCH_SIZE: Final = 200
+BUSY_PAUSE_SECONDS: Final = 0.15
+BUSY_BATCH_SIZE: Final = 120
+MAX_BEHIND_SECONDS: Final = 30.0  # for which the relay lets everything else go first
 PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other
 EVEN_CHECK_SECONDS: Final = 0.1
 WATCH_SECONDS: Final = 1.0
@@ -101,7 +103,8 @@ class Relay:
     While both sinks take what they get, they get it together, and a batch costs one reading and one deletion. When
     one does not, each goes its own way, marking what it has, until both are even again.
 
-    While the service is `busy` the relay takes its time: money comes first, and what waits is told afterwards.
+    While the service is `busy` the relay takes its time, for half a minute at most: money comes first, and what waits
+    is told afterwards.
     """
 
     def __init__(
@@ -175,12 +178,17 @@ class Relay:
 
     async def _carry_together(self) -> None:
         """Carry rows to both sinks, oldest first, until one of them fails or keeps the other waiting."""
+        even_at = time.monotonic()
         while True:
             for woken in self._woken.values():
                 woken.clear()
-            if self._busy():
+            yielding = self._busy() and time.monotonic() - even_at < MAX_BEHIND_SECONDS
+            if yielding:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
-            rows = await self._waiting("true", BUSY_BATCH_SIZE if self._busy() else BATCH_SIZE)
+            limit = BUSY_BATCH_SIZE if yielding else BATCH_SIZE
+            rows = await self._waiting("true", limit)
+            if len(rows) < limit:
+                even_at = time.monotonic()
             if not rows:
                 await _wait(self._woken["published"], POLL_SECONDS)
                 await asyncio.sleep(LINGER_SECONDS)  # what is committed next to it goes along

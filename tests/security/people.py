@@ -62,7 +62,9 @@ class Actor:
 
     async def deposit(self, wallet_id: str, amount: str = "100.00", currency: str = "USD") -> str:
         """The id of a deposit that is done."""
-        return _id(await self.try_to("deposit", amount, currency, to_wallet_id=wallet_id, payment_method="credit_card"))
+        return _id(
+            await self.try_to("deposit", amount, currency, to_wallet_id=wallet_id, payment_method="credit_card")
+        )
 
     async def transfer(self, source: str, target: str, amount: str = "1.00") -> str:
         """The id of a transfer that is done."""

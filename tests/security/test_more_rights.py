@@ -1,4 +1,5 @@
 """x"""
+
 from tests.platform import Platform
 
 

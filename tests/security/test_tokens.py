@@ -75,7 +75,9 @@ class Forger:
     @property
     def public_der(self) -> bytes:
         """The public key as bytes."""
-        return load_pem_public_key(self.public_pem.encode()).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return load_pem_public_key(self.public_pem.encode()).public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
 
 
 def encode(part: bytes) -> bytes:
@@ -123,7 +125,9 @@ ATTACKS: Final[dict[str, Callable[[Forger], str]]] = {
     "RS256": by_rsa,
     "empty secret": lambda f: f.with_header({"alg": "HS256", "typ": "JWT"}, b""),
     "another secret": lambda f: f.with_header({"alg": "HS256", "typ": "JWT"}, secrets.token_bytes(32)),
-    "the services' secret": lambda f: f.with_header({"alg": "HS256", "typ": "JWT"}, DEVELOPMENT_SERVICE_SECRET.encode()),
+    "the services' secret": lambda f: f.with_header(
+        {"alg": "HS256", "typ": "JWT"}, DEVELOPMENT_SERVICE_SECRET.encode()
+    ),
     "another key in jwk": by_another_key,
     "jku": lambda f: f.signed({"jku": "http://127.0.0.1:1/keys"}),
     "x5u": lambda f: f.signed({"x5u": "http://127.0.0.1:1/keys"}),
@@ -190,7 +194,10 @@ class Place:
                 response = await self.client.get(url + path, headers={"Authorization": authorization})
                 if response.status_code == 401:
                     assert response.headers["www-authenticate"] == "Bearer"
-                    assert (response.json()["code"], response.headers["cache-control"]) == ("unauthorized", "no-store")
+                    assert (response.json()["code"], response.headers["cache-control"]) == (
+                        "unauthorized",
+                        "no-store",
+                    )
                 found[f"{way} {service}"] = response.status_code
         return found
 
@@ -225,7 +232,9 @@ async def test_a_forged_token_is_worth_nothing_anywhere(place: Place, attack: st
     assert await place.statuses(f"Bearer {token}") == dict.fromkeys(EVERYWHERE, 401)
 
 
-@pytest.mark.parametrize("scheme", ["", "Bearer \t", "Basic ", "Token ", "Bearer", "Bearer\u00a0", "JWT ", "Bearer Bearer "])
+@pytest.mark.parametrize(
+    "scheme", ["", "Bearer \t", "Basic ", "Token ", "Bearer", "Bearer\u00a0", "JWT ", "Bearer Bearer "]
+)
 async def test_a_token_counts_as_a_bearer_token_only(place: Place, scheme: str) -> None:
     header = scheme.encode("latin-1").decode("latin-1") + place.forger.alice.access
     statuses = set()

@@ -86,11 +86,12 @@ class Command:
         return hashlib.sha256(json.dumps(wish).encode()).digest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # two are made for each transfer, and frozen ones take several times as long
 class Transaction:
     """A wish on record and what has become of it so far.
 
-    `refunded` is what has been given back of it, or is reserved for being given back.
+    `refunded` is what has been given back of it, or is reserved for being given back. One that is not `keyed` surely
+    came without an idempotency key.
     """
 
     id: UUID
@@ -118,6 +119,7 @@ class Transaction:
     attempts: int = 0
     event_sequence: int = 0
     trace: Trace | None = None
+    keyed: bool = True
 
     @property
     def goes_out(self) -> bool:

@@ -240,9 +240,8 @@ class _Batch:
             await queries.free_keys(connection, list(refused))
         unanswered = self._unanswered
         resumed = await queries.claim(connection, unanswered, LEASE_SECONDS) if unanswered else {}
-        traces = {item.id: item.command.trace for item in self._items}
         return (
-            {id_: replace(transaction, trace=traces[id_]) for id_, transaction in opened.items()}
+            opened
             | refused
             | {item.id: self._repeat(item, resumed) for item in self._keyed if item.id not in self._won}
         )
@@ -337,9 +336,10 @@ class _Callers:
 
 async def _close(connection: Asyncpg, decisions: Sequence[Decision], callers: _Callers) -> dict[UUID, Transaction]:
     closed = _traced(await queries.close(connection, decisions), [decision.transaction for decision in decisions])
-    answers = {id_: answer(transaction) for id_, transaction in closed.items()}
+    answers = {id_: answer(transaction) for id_, transaction in closed.items() if transaction.keyed}
     kept = {id_ for id_, told in answers.items() if told.final or not callers.refuse(closed[id_])}
-    await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
+    if kept:
+        await queries.store_answers(connection, [(id_, answers[id_]) for id_ in kept])
     if freed := list(answers.keys() - kept):
         await queries.free_keys(connection, freed)
     given_back = {
@@ -372,10 +372,13 @@ def _needed(entry: _Entry, known: Mapping[queries.KeyId, queries.KnownKey]) -> s
     return {id_ for id_ in ids if id_ is not None}
 
 
-def _traced(found: Mapping[UUID, Transaction], asked: Sequence[Transaction]) -> dict[UUID, Transaction]:
+def _traced(found: dict[UUID, Transaction], asked: Sequence[Transaction]) -> dict[UUID, Transaction]:
     """The transactions as they were found, with the requests that they are being carried out for."""
-    traces = {transaction.id: transaction.trace for transaction in asked}
-    return {id_: replace(transaction, trace=traces[id_]) for id_, transaction in found.items()}
+    for known in asked:
+        transaction = found.get(known.id)
+        if transaction is not None:
+            transaction.trace, transaction.keyed = known.trace, known.keyed
+    return found
 
 
 def _opened(written: _Written | Exception) -> Opened:

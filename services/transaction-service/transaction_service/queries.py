@@ -12,7 +12,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.database import Asyncpg
+from shared.database import Asyncpg, column
 from shared.money import Money
 from transaction_service.answers import Answer
 from transaction_service.domain import Command, Decision, Filters, Reversal, Status, Transaction, Type
@@ -26,6 +26,8 @@ _COLUMNS: Final = (
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
 LOOK_LOCK_TIMEOUT_MS: Final = 1
 
+
+_NO_METADATA: Final = "{}"
 
 KeyId = tuple[UUID, str, str]  # user, operation, key
 
@@ -140,13 +142,13 @@ async def insert_transactions(
 ) -> dict[UUID, Transaction]:
     """Put the commands on record as pending; nobody else takes them up for `lease_seconds`."""
     commands = [command for command, _ in items]
-    await connection.execute(
+    rows = await connection.fetch(
         "insert into transactions as t (id, type, user_id, from_wallet_id, to_wallet_id, amount_minor, fee_minor, "
         "  currency, payment_method, description, metadata, original_id, original_type, next_attempt_at) "
         "select n.*, now() + make_interval(secs => $14) from unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], "
         "  $5::uuid[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::uuid[], "
         "  $13::text[]) as n "
-        "on conflict (id) do nothing",
+        f"on conflict (id) do nothing returning {_RETURNED}",
         [transaction_id for _, transaction_id in items],
         [command.type for command in commands],
         [command.user_id for command in commands],
@@ -155,14 +157,19 @@ async def insert_transactions(
         [command.amount.minor if command.amount else None for command in commands],
         [command.fee_minor for command in commands],
         [command.amount.currency if command.amount else None for command in commands],
-        [command.payment_method for command in commands],
+        column([command.payment_method for command in commands]),
         [command.description for command in commands],
-        [json.dumps(command.metadata) for command in commands],
-        [command.original_id for command in commands],
-        [command.original_type for command in commands],
+        [json.dumps(command.metadata) if command.metadata else _NO_METADATA for command in commands],
+        column([command.original_id for command in commands]),
+        column([command.original_type for command in commands]),
         lease_seconds,
     )
-    return await by_ids(connection, [transaction_id for _, transaction_id in items])
+    inserted = {row["id"]: _transaction(row) for row in rows}
+    if len(inserted) < len(items):  # the others are there already, after an unknown commit
+        inserted |= await by_ids(connection, {id_ for _, id_ in items} - inserted.keys())
+    for command, id_ in items:
+        inserted[id_].trace, inserted[id_].keyed = command.trace, command.key is not None
+    return inserted
 
 
 async def insert_reversal(connection: Asyncpg, reversal: Reversal, transaction_id: UUID) -> None:
@@ -290,11 +297,11 @@ async def close(connection: Asyncpg, decisions: Sequence[Decision]) -> dict[UUID
         f"where t.id = d.id and t.status = 'pending' returning {_RETURNED}",
         [decision.transaction.id for decision in decisions],
         [decision.status for decision in decisions],
-        [decision.failure_code for decision in decisions],
-        [decision.available_minor for decision in decisions],
+        column([decision.failure_code for decision in decisions]),
+        column([decision.available_minor for decision in decisions]),
         [decision.payee_user_id for decision in decisions],
         [decision.declined for decision in decisions],
-        [decision.provider for decision in decisions],
+        column([decision.provider for decision in decisions]),
     )
     return {row["id"]: _transaction(row) for row in rows}
 
@@ -443,7 +450,7 @@ def _transaction(row: Any) -> Transaction:
         to_wallet_id=row["to_wallet_id"],
         payment_method=row["payment_method"],
         description=row["description"],
-        metadata=json.loads(metadata) if isinstance(metadata, str) else metadata,
+        metadata=_metadata(metadata) if isinstance(metadata, str) else metadata,
         created_at=created_at,
         original_id=row["original_id"],
         original_type=Type(row["original_type"]) if row["original_type"] else None,
@@ -457,3 +464,8 @@ def _transaction(row: Any) -> Transaction:
         attempts=row["attempts"],
         event_sequence=row["event_sequence"],
     )
+
+
+def _metadata(text: str) -> dict[str, str]:
+    found: dict[str, str] = json.loads(text) if text != _NO_METADATA else {}
+    return found

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.database import Asyncpg
+from shared.database import Asyncpg, column
 from shared.ids import new_id
 from shared.money import Money
 from wallet_service.domain import Account, AccountRef, Entry, Hold, HoldStatus, Outcome, Person, Refusal
@@ -87,8 +87,8 @@ async def insert_postings(connection: Asyncpg, outcomes: Sequence[Outcome]) -> i
             "insert into postings (id, refusal, available_minor) "
             "select * from unnest($1::uuid[], $2::text[], $3::bigint[]) on conflict do nothing",
             [outcome.posting_id for outcome in outcomes],
-            [outcome.refusal for outcome in outcomes],
-            [outcome.available_minor for outcome in outcomes],
+            column([outcome.refusal for outcome in outcomes]),
+            column([outcome.available_minor for outcome in outcomes]),
         )
     )
 
