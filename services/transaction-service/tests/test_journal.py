@@ -424,7 +424,7 @@ async def test_transactions_that_somebody_keeps_delay_nobody_else_for_long_howev
         )
         seconds = time.monotonic() - began
 
-    assert (closed.keys(), waited.keys()) == ({free.id}, {waiting.id})
+    assert (set(closed), set(waited)) == ({free.id}, {waiting.id})
     assert (type(refunded), type(innocent)) == (LockTimeoutError, Transaction)
     assert seconds < BOUND_SECONDS
     assert await table.refunded(original) == 0

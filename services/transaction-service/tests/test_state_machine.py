@@ -1,7 +1,7 @@
 """People do what they like, several things at once, while neighbours restart: the books are right after each step.
 
 The services are real, and so is PostgreSQL. What the callers were told is the model: in the end it has to explain
-every balance.
+every balance, and the reconciler has nothing to say.
 """
 
 import asyncio
@@ -24,13 +24,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ledger_reconciler.service import Reconciler
+from ledger_reconciler.settings import ReconcilerSettings
+from shared.audit import AuditReader
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
 from shared.testing.tokens import Person
 from shared.testing.waiting import eventually
 from transaction_service.app import create_app
 from transaction_service.settings import TransactionSettings
-from transaction_service.testing import Bank, Neighbour
+from transaction_service.testing import Bank, CallLine, Fault, Neighbour, Way, call_line
 
 FEE_BPS: Final = 250
 EXAMPLES: Final = 7
@@ -57,6 +60,7 @@ PAYOUTS: Final = (
 REFUSALS: Final = {
     "insufficient_funds",
     "wallet_frozen",
+    "wallet_closed",
     "cancelled",
     "card_declined",
     "no_account",
@@ -69,12 +73,34 @@ def provider_times() -> dict[str, float]:
     return {"sandbox_settle_seconds": 0.3, "sandbox_reversal_seconds": 0.3}
 
 
+@dataclass(frozen=True)
+class Lines:
+    """What transaction-service calls its neighbours over."""
+
+    wallets: CallLine
+    payments: CallLine
+
+
 @pytest.fixture(scope="module")
-async def bank(sandbox: Sandbox, wallet_service: Neighbour, payment_gateway: Neighbour) -> AsyncIterator[Bank]:
+async def lines(wallet_service: Neighbour, payment_gateway: Neighbour) -> AsyncIterator[Lines]:
+    async with call_line(wallet_service.url) as wallets, call_line(payment_gateway.url) as payments:
+        yield Lines(wallets, payments)
+
+
+@pytest.fixture(scope="module")
+async def reconciler(sandbox: Sandbox) -> AsyncIterator[Reconciler]:
+    settings = sandbox.settings(ReconcilerSettings)
+    audit = AuditReader(settings)
+    yield Reconciler(settings, audit)
+    audit.close()
+
+
+@pytest.fixture(scope="module")
+async def bank(sandbox: Sandbox, wallet_service: Neighbour, lines: Lines) -> AsyncIterator[Bank]:
     settings = sandbox.settings(
         TransactionSettings,
-        wallet_service_url=wallet_service.url,
-        payment_gateway_url=payment_gateway.url,
+        wallet_service_url=lines.wallets.url,
+        payment_gateway_url=lines.payments.url,
         payment_fee_bps=FEE_BPS,
     )
     async with in_process(create_app(settings)) as client:
@@ -126,10 +152,12 @@ def fee_of(minor: int) -> int:
 class World:
     """Alice, Bob and a shop with a hundred dollars each, and all that they have asked for."""
 
-    def __init__(self, bank: Bank, neighbours: Sequence[Neighbour]) -> None:
+    def __init__(self, bank: Bank, neighbours: Sequence[Neighbour], lines: Lines, reconciler: Reconciler) -> None:
         self.bank = bank
         self.neighbours = neighbours
-        self.people = (Person(), Person(), Person("merchant"))
+        self.lines = lines
+        self.reconciler = reconciler
+        self.people = [Person(), Person(), Person("merchant")]
         self.admin = Person("admin")
         self.wallets: list[str] = []
         self.asked: list[Asked] = []
@@ -165,6 +193,38 @@ class World:
             return self.bank.transfer(person, source, target, money(minor), transaction_type=kind, key=key)
 
         return self._ask(Asked(kind, person, send, minor, source, target, self.people[other]))
+
+    async def disputed_early(self, minor: int, *, refused: bool) -> None:
+        """Somebody new is charged and the charge disputed while the ledger does not answer: the deposit waits, or is
+        refused in the end, as the wallet was closed meanwhile, and the dispute is faster than the refund."""
+        person = Person()
+        wallet = await self.bank.wallet(person)
+        self.people.append(person)
+        self.wallets.append(wallet)
+
+        async def close() -> None:
+            await self.set_status(wallet, "close")
+
+        if refused:
+            self.lines.payments.break_at(Fault("charge", person, answered=True, way=None, meanwhile=close))
+            self.lines.payments.break_at(Fault("refund", person, answered=False, way=Way.CLOSED))
+        else:
+            self.lines.wallets.break_at(Fault("move", person, answered=False, way=Way.CLOSED))
+        asked = self.deposit(len(self.people) - 1, minor, "pm_card_createDispute")
+        await self.at_once([asked])
+        assert asked.answers[-1].status_code == 202, asked.answers[-1].text
+
+        await self.bank.leave_alone(str(asked.id))
+
+        async def disputed() -> list[tuple[Any, ...]]:
+            # Unless a sweep was faster than that.
+            return await self.bank.sql(
+                "select id from transactions.transactions where user_id = $1 and type = 'dispute' "
+                "union all select id from payments.payments where user_id = $1 and kind = 'refund'",
+                person.id,
+            )
+
+        await eventually(disputed)
 
     def refund(self, original: Asked, minor: int) -> Asked:
         caller, original_id, key = original.payee or original.caller, original.id, self._key()
@@ -257,11 +317,14 @@ class World:
         rows = await self.bank.sql(
             "select t.id::text, t.type, t.status, t.amount_minor, t.from_wallet_id::text, t.to_wallet_id::text, "
             "  coalesce((select -sum(e.amount_minor) from wallets.entries e join wallets.accounts a "
-            "    on a.id = e.account_id where e.posting_id = t.id and a.name like 'receivable:%'), 0)::bigint "
+            "    on a.id = e.account_id where e.posting_id = t.id and a.name like 'receivable:%'), 0)::bigint, "
+            "  t.original_id::text "
             "from transactions.transactions t where t.user_id = any($1)",
             [person.id for person in self.people],
         )
         self._explain(rows, await self.bank.balances(*self.wallets))
+        looked = await self.reconciler.full()
+        assert [str(finding) for result in looked.results for finding in result.findings] == []
         effects = await self.bank.effects(*(row[0] for row in rows))
         for id_, effect in effects.items():
             assert [event for event in effect.events if event != "pending"] == [effect.status], id_
@@ -269,6 +332,7 @@ class World:
     def _explain(self, rows: list[tuple[Any, ...]], balances: list[int]) -> None:
         """The wallets hold what was paid in and received, less what was paid out and sent."""
         ended = {id_: status for id_, _, status, *_ in rows}
+        originals = {id_: original for id_, *_, original in rows}
         wallets = Counter[str | None]()
         for asked in self.asked:
             if asked.id and ended[asked.id] == "completed":
@@ -278,9 +342,11 @@ class World:
             for answer in replays:
                 was = "completed" if answer.status_code == 201 else "failed"
                 assert (asked.kind, asked.id, ended[str(asked.id)]) == (asked.kind, asked.id, was)
-        for _, kind, status, minor, source, target, owed in rows:
+        for id_, kind, status, minor, source, target, owed, _ in rows:
             if kind in {"dispute", "payout_return"}:
-                assert status == "completed"
+                assert status == ended[originals[id_]]
+                if status == "failed":
+                    continue
                 wallets[source] -= minor - owed
                 wallets[target] += minor
         assert [wallets[wallet] for wallet in self.wallets] == balances
@@ -312,6 +378,8 @@ class BankMachine(RuleBasedStateMachine):
 
     bank: Bank
     neighbours: Sequence[Neighbour]
+    lines: Lines
+    reconciler: Reconciler
     loop: asyncio.AbstractEventLoop  # that of the services; the machine itself runs in a thread
     world: World
     restarted = False
@@ -327,7 +395,7 @@ class BankMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.world = World(self.bank, self.neighbours)
+        self.world = World(self.bank, self.neighbours, self.lines, self.reconciler)
         self.run(self.world.begin())
 
     @rule(data=st.data(), count=st.integers(1, 6))
@@ -352,9 +420,15 @@ class BankMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), verb=st.sampled_from(["freeze", "unfreeze", "unfreeze"]))
     def freeze(self, data: st.DataObject, verb: str) -> None:
-        wallet = data.draw(st.sampled_from(self.world.wallets))
+        wallet = data.draw(st.sampled_from(self.world.wallets[:3]))
         requests = [self.request(data) for _ in range(3)]
         self.run(self.world.at_once(requests, self.world.set_status(wallet, verb)))
+
+    @precondition(lambda self: len(self.world.people) < 7)
+    @rule(data=st.data(), refused=st.booleans())
+    def dispute_early(self, data: st.DataObject, refused: bool) -> None:
+        requests = [self.request(data) for _ in range(2)]
+        self.run(self.world.at_once(requests, self.world.disputed_early(data.draw(MINORS), refused=refused)))
 
     @precondition(lambda self: not self.restarted)
     @rule(data=st.data(), which=st.sampled_from([0, 1]))
@@ -393,9 +467,15 @@ class BankMachine(RuleBasedStateMachine):
 
 
 async def test_whatever_people_do_at_once_the_books_are_right(
-    bank: Bank, wallet_service: Neighbour, payment_gateway: Neighbour
+    bank: Bank, wallet_service: Neighbour, payment_gateway: Neighbour, lines: Lines, reconciler: Reconciler
 ) -> None:
-    given = {"bank": bank, "neighbours": (wallet_service, payment_gateway), "loop": asyncio.get_running_loop()}
+    given = {
+        "bank": bank,
+        "neighbours": (wallet_service, payment_gateway),
+        "lines": lines,
+        "reconciler": reconciler,
+        "loop": asyncio.get_running_loop(),
+    }
 
     await asyncio.to_thread(
         run_state_machine_as_test,
@@ -410,3 +490,4 @@ async def test_whatever_people_do_at_once_the_books_are_right(
         ),
     )
     await bank.assert_consistent()
+    assert (await reconciler.full()).total == 0

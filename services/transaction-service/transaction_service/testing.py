@@ -308,7 +308,7 @@ union all
 select 'a charge stays although the deposit has failed', t.id::text from transactions.transactions t
     join payments.payments c on c.transaction_id = t.id and c.kind = 'charge' and c.status <> 'declined'
     left join payments.payments r on r.transaction_id = t.id and r.kind = 'refund' and r.status = 'succeeded'
-    where t.type = 'deposit' and t.status = 'failed' and r.id is null
+    where t.type = 'deposit' and t.status = 'failed' and r.id is null and c.reversal is null
 union all
 select 'the provider knows another outcome', t.id::text from transactions.transactions t
     left join payments.payments p on p.transaction_id = t.id
