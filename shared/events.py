@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import ClassVar, Final, Literal, NamedTuple, Self
 from uuid import UUID
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
 
 from shared.http.context import Trace, current_context
 from shared.ids import new_id
@@ -294,6 +294,15 @@ class Envelope(BaseModel):
     data: dict[str, object]
 
 
+def _members(data: object) -> object:
+    if isinstance(data, EventData):
+        return data.model_dump()
+    raise TypeError(f"{type(data).__name__} is no data of an event")
+
+
+_encode: Final = msgspec.json.Encoder(enc_hook=_members).encode
+
+
 class OutgoingEvent(NamedTuple):
     """An event on its way into an outbox: `payload` is the whole CloudEvent as JSON."""
 
@@ -338,7 +347,7 @@ class OutgoingEvent(NamedTuple):
             "actor": actor,
             "data": data,
         }
-        return cls(event_id, kind.topic, subject_id, to_json(envelope).decode())
+        return cls(event_id, kind.topic, subject_id, _encode(envelope).decode())
 
 
 _KNOWN: Final[dict[str, type[EventData]]] = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shared.ids import new_id
 from shared.money import Money
-from transaction_service.answers import answer, transaction_out
+from transaction_service.answers import answer, event_of, transaction_out
 from transaction_service.domain import Status, Transaction, Type
 
 ids = st.none() | st.builds(new_id)
@@ -40,3 +40,13 @@ transactions = st.builds(
 def test_the_stored_answer_is_the_public_model_to_the_byte(transaction: Transaction) -> None:
     assert answer(transaction).body == transaction_out(transaction).model_dump_json()
     assert answer(transaction).status == (201 if transaction.status is Status.COMPLETED else 202)
+
+
+@given(transactions, st.sampled_from(Status))
+def test_an_event_has_what_its_kind_has(transaction: Transaction, status: Status) -> None:
+    transaction.status = status
+    transaction.failure_code = "cancelled" if status is Status.FAILED else None
+
+    kind, data = event_of(transaction)
+
+    assert kind.model_validate(data).model_dump() == data

@@ -133,9 +133,9 @@ def refusal_of(transaction: Transaction) -> AppError:
     return AppError(code, status, detail, **details)
 
 
-def event_of(transaction: Transaction) -> TransactionEvent:
-    """What is told of the transaction as it is now."""
-    common = {
+def event_of(transaction: Transaction) -> tuple[type[TransactionEvent], dict[str, object]]:
+    """What is told of the transaction as it is now: the kind of event, and what that kind has."""
+    common: dict[str, object] = {
         "transaction_id": transaction.id,
         "transaction_type": transaction.type.value,
         "user_id": transaction.user_id,
@@ -148,9 +148,8 @@ def event_of(transaction: Transaction) -> TransactionEvent:
         "currency": transaction.amount.currency,
     }
     if transaction.status is Status.FAILED:
-        return TransactionFailed.model_validate(common | {"failure_code": transaction.failure_code})
-    kind = TransactionCompleted if transaction.status is Status.COMPLETED else TransactionPending
-    return kind.model_validate(common)
+        return TransactionFailed, common | {"failure_code": transaction.failure_code}
+    return TransactionCompleted if transaction.status is Status.COMPLETED else TransactionPending, common
 
 
 def _path(transaction: Transaction) -> str:

@@ -404,8 +404,10 @@ def _changed(written: Sequence[_Written | Exception]) -> dict[UUID, Transaction]
 
 
 def _event(transaction: Transaction) -> OutgoingEvent:
-    return OutgoingEvent.of(
-        event_of(transaction),
+    kind, data = event_of(transaction)
+    return OutgoingEvent.unchecked(
+        kind,
+        data,
         subject=transaction.id,
         sequence=transaction.event_sequence,
         actor=str(transaction.user_id),
