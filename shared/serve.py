@@ -53,10 +53,11 @@ class BoundedProtocol(HttpToolsProtocol):
     _unfinished: ClassVar[dict["BoundedProtocol", float]] = {}  # and since when, the oldest first
     _body_bytes = 0
     _unfinished_bytes = 0
-    _to_come = 0  # of the body that is being read; never 0 where its length was not told
+    _to_come: int | None = None  # of the body that is being read; never 0 where its length was not told
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _head_begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,34 +73,35 @@ class BoundedProtocol(HttpToolsProtocol):
         while data and not self.transport.is_closing():
             part = data
             if self._in_head:
-                self._start_timer()
                 part = data[: MAX_HEAD_BYTES - self._head_bytes]
                 self._head_bytes += len(part)
             super().data_received(part)
-            if self._in_head and self._head_bytes >= MAX_HEAD_BYTES:
-                self._refuse(_HEAD_TOO_LARGE)
+            if self._in_head and (self._head_bytes or self._head_begun):
+                self._start_timer()
+                if self._head_bytes >= MAX_HEAD_BYTES:
+                    self._refuse(_HEAD_TOO_LARGE)
             data = data[len(part) :]
 
     def on_message_begin(self) -> None:
-        self._start_timer()  # a second head may have begun within the read that ended the first request
+        self._head_begun = True  # perhaps within the read that ended the request before
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer after the body is no header of the request (RFC 9110 section 6.5.1)
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head = self._head_begun = False
         self._stop_timer()
-        # The parser has seen to it that there is one at most, and that it is a number.
-        self._to_come = next((int(value) for name, value in self.headers if name == b"content-length"), -1)
+        self._to_come = None
         super().on_headers_complete()
+        self.headers = []  # a trailer after the body is no header of the request (RFC 9110 section 6.5.1)
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
         if self.cycle.response_complete:  # the rest of what was answered already, which nobody keeps
             return
+        if self._to_come is None:
+            # The parser has seen to it that there is one at most, and that it is a number.
+            lengths = (int(value) for name, value in self.scope["headers"] if name == b"content-length")
+            self._to_come = next(lengths, -1)
         self._to_come -= len(body)
         if not self._has_room(len(body)):
             self._refuse(_TOO_MUCH_AT_ONCE)
@@ -148,11 +150,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _finish_body(self) -> None:
         """More of it is not to come, or not wanted."""
+        if not self._unfinished_bytes:
+            return
         BoundedProtocol.unfinished_bytes -= self._unfinished_bytes
         self._unfinished_bytes = 0
         self._unfinished.pop(self, None)
 
     def _let_go_of_bodies(self) -> None:
+        if not self._body_bytes:
+            return
         self._finish_body()
         BoundedProtocol.bodies_bytes -= self._body_bytes
         self._body_bytes = 0
