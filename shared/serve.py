@@ -75,6 +75,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_timer()  # a second head may have begun within the read that ended the first request
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        # A fragment is no part of a request's target (RFC 9112 section 3.2); the parser would pass over it, so that
+        # what stands in front reads another path. What is raised here becomes a 400.
+        if b"#" in url:
+            raise ValueError("a target with a fragment")
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # a trailer after the body is no header of the request (RFC 9110 section 6.5.1)
             super().on_header(name, value)
