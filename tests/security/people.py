@@ -23,7 +23,8 @@ _STATE: Final = {
     "wallets": "select * from wallets.accounts order by id",
     "entries": "select * from wallets.entries order by account_id, version",
     "holds": "select * from wallets.holds where account_id is not null order by id",
-    "payments": "select (to_jsonb(p) - '{next_check_at,updated_at}'::text[])::text from payments.payments p order by id",
+    "payments": "select (to_jsonb(p) - '{next_check_at,updated_at}'::text[])::text "
+    "from payments.payments p where not user_id = any($1::uuid[]) order by id",
     "transactions": "select (to_jsonb(t) - '{attempts,next_attempt_at}'::text[])::text "
     "from transactions.transactions t where not user_id = any($1::uuid[]) order by id",
 }
@@ -125,7 +126,7 @@ class Books:
         return [tuple(row) for row in await self._connection.fetch(query, *arguments)]
 
     async def state(self, *but_of: Actor) -> State:
-        """Money, people, sessions and transactions, to the byte; without the transactions that some have asked for."""
+        """Money, people, sessions and transactions, to the byte; without the records of what some have asked for."""
         ids = [actor.id for actor in but_of]
         return {name: await self.sql(query, *([ids] if "$1" in query else [])) for name, query in _STATE.items()}
 
