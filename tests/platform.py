@@ -42,7 +42,9 @@ class Platform:
     @asynccontextmanager
     async def another_gateway(self, **settings: Any) -> AsyncIterator[str]:
         """One more gateway before the same services, with these settings; yields its URL."""
-        async with serving(create_gateway(self.sandbox.settings(GatewaySettings, **self.services, **settings))) as url:
+        async with serving(
+            create_gateway(self.sandbox.settings(GatewaySettings, **self.services, **settings))
+        ) as url:
             yield url
 
 
@@ -74,7 +76,9 @@ async def platform_on(
             "wallet_service_url": wallets,
             "payment_gateway_url": payments,
         }
-        urls["transaction_service_url"] = await serve(create_transaction_service(settings(TransactionSettings, **urls)))
+        urls["transaction_service_url"] = await serve(
+            create_transaction_service(settings(TransactionSettings, **urls))
+        )
         urls["notification_service_url"] = await serve(create_notification_service(settings(NotificationSettings)))
         entrance = await serve(create_gateway(settings(GatewaySettings, **urls, **(UNHINDERED | (gateway or {})))))
         yield Platform(entrance, urls, sandbox)

@@ -1,7 +1,7 @@
 """Others' things: every operation, called by everybody, on what is somebody's.
 
-The operations come from the gateway's OpenAPI document, the rules from `rules.py`; what is in one and not in the other
-fails, so that no operation is ever added without a word on who may call it.
+The operations come from the gateway's OpenAPI document, the rules from `rules.py`; what is in one and not in the
+other fails, so that no operation is ever added without a word on who may call it.
 """
 
 import re
@@ -105,7 +105,9 @@ async def test_everybody_gets_what_the_rule_says(
     for role, expected in rule.statuses.items():
         headers = roles[role].headers if role in roles else NOBODY
         for url in urls_of(platform, path) if expected >= 400 else [platform.gateway]:
-            response = await client.request(method, url + target, headers=headers, json=rule.body and rule.body(people))
+            response = await client.request(
+                method, url + target, headers=headers, json=rule.body and rule.body(people)
+            )
 
             assert response.status_code == expected, f"{role}: {response.text}"
             if expected >= 400:

@@ -1,7 +1,6 @@
-"""Guessing: by account and by address through the whole platform, in no time that tells anything, and never in part."""
+"""Guessing: by account and by address, in no time that tells anything, and never a password in part."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import AsyncIterator
 from typing import Final
@@ -18,8 +17,8 @@ from user_service.settings import UserSettings
 
 HOME: Final = "203.0.113.7"
 EVIL: Final = "198.51.100.66"
-ROUNDS: Final = 9
-COST: Final = 9
+ROUNDS: Final = 15
+COST: Final = 8
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ async def dear(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
 async def test_known_and_unknown_addresses_get_the_same_answer_in_the_same_time(
     client: httpx.AsyncClient, dear: httpx.AsyncClient, admin: Actor, platform: Platform, redis: Redis
 ) -> None:
-    """Medians of runs that take turns, so that what else the machine does disturbs all alike."""
+    """Runs take turns, so that what else the machine does disturbs all alike."""
     known, older, disabled = await newcomer(dear), await newcomer(client), await newcomer(dear)
     assert (await admin.call("POST", f"/users/{disabled.id}/disable")).status_code == 200
     emails = {name: actor.email for name, actor in (("known", known), ("older", older), ("disabled", disabled))}
@@ -148,9 +147,9 @@ async def test_known_and_unknown_addresses_get_the_same_answer_in_the_same_time(
         await forget(platform, redis)
 
     assert len(answers) == 1
-    medians = {name: statistics.median(times) for name, times in took.items()}
-    typical = statistics.median(medians.values())
-    assert all(abs(median - typical) < typical / 3 for median in medians.values()), medians
+    # Whatever else the machine does only adds: the least of many runs is what the work itself takes.
+    least = {name: min(times) for name, times in took.items()}
+    assert max(least.values()) < 1.4 * min(least.values()), least
 
 
 async def forget(platform: Platform, redis: Redis) -> None:

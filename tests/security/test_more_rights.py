@@ -59,8 +59,14 @@ async def test_nobody_registers_as_more_than_a_merchant(client: httpx.AsyncClien
 
 async def test_a_role_that_comes_twice_is_refused(client: httpx.AsyncClient, books: Books) -> None:
     before = await books.state()
-    body = b'{"email":"x@example.com","password":"SecurePass123","first_name":"J","last_name":"D","phone":"+1234567890"'
-    for roles in (b',"role":"user","role":"admin"}', b',"role":"admin","role":"user"}', b',"role":"user","r\\u006fle":"admin"}'):
+    body = (
+        b'{"email":"x@example.com","password":"SecurePass123","first_name":"J","last_name":"D","phone":"+1234567890"'
+    )
+    for roles in (
+        b',"role":"user","role":"admin"}',
+        b',"role":"admin","role":"user"}',
+        b',"role":"user","r\\u006fle":"admin"}',
+    ):
         response = await client.post(
             "/users/register", content=body + roles, headers={"Content-Type": "application/json"}
         )
@@ -176,12 +182,13 @@ async def test_what_is_an_admins_is_closed_to_everybody_else(
 
 
 async def test_an_admin_moves_nobodys_money(alice: Actor, admin: Actor, books: Books) -> None:
-    source, target = await alice.wallet(), await admin.wallet("CHF")
+    shop = await newcomer(admin.client, role="merchant")
+    source, target, shops = await alice.wallet(), await admin.wallet("CHF"), await shop.wallet()
     await alice.deposit(source)
     before = await books.state(admin)
     refused = [
         await admin.try_to("transfer", "1.00", from_wallet_id=source, to_wallet_id=target),
-        await admin.try_to("payment", "1.00", from_wallet_id=source, to_wallet_id=target),
+        await admin.try_to("payment", "1.00", from_wallet_id=source, to_wallet_id=shops),
         await admin.try_to("withdrawal", "1.00", from_wallet_id=source, payment_method="bank_account"),
         await admin.try_to("deposit", "1.00", to_wallet_id=source, payment_method="credit_card"),
     ]
@@ -195,7 +202,13 @@ async def test_a_payment_goes_to_merchants_alone(alice: Actor, client: httpx.Asy
     bob = await newcomer(client)
     source = await alice.wallet()
     await alice.deposit(source)
-    for extra in ({"merchant": True}, {"role": "merchant"}, {"type": "merchant"}, {"balance": "5.00"}, {"status": "x"}):
+    for extra in (
+        {"merchant": True},
+        {"role": "merchant"},
+        {"type": "merchant"},
+        {"balance": "5.00"},
+        {"status": "x"},
+    ):
         response = await bob.call("POST", "/wallets/create", {"user_id": bob.id, "currency": "USD"} | extra)
         assert response.status_code == 422
     target = await bob.wallet()

@@ -110,7 +110,9 @@ async def test_no_document_speaks_of_what_is_internal(client: httpx.AsyncClient,
         assert "internal" not in (await client.get(f"{url}/docs")).text
 
 
-@pytest.mark.parametrize("path", ["/docs/assets/..%2f..%2fmain.py", "/docs/assets/../../main.py", "/docs/assets/%2e%2e"])
+@pytest.mark.parametrize(
+    "path", ["/docs/assets/..%2f..%2fmain.py", "/docs/assets/../../main.py", "/docs/assets/%2e%2e"]
+)
 async def test_the_documentation_shows_no_other_files(platform: Platform, path: str) -> None:
     for url in (platform.gateway, *map(platform.direct, SERVICES)):
         assert status_of(await talk(url, head("GET", path))) in {400, 404}
@@ -118,7 +120,9 @@ async def test_the_documentation_shows_no_other_files(platform: Platform, path: 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "OPTIONS", "HEAD", "PURGE", "get"])
 async def test_no_other_method_reaches_a_service(platform: Platform, mallory: Actor, method: str) -> None:
-    answer = await talk(platform.gateway, head(method, "/users/me", f"Authorization: {mallory.headers['Authorization']}"))
+    answer = await talk(
+        platform.gateway, head(method, "/users/me", f"Authorization: {mallory.headers['Authorization']}")
+    )
 
     assert status_of(answer) in {400, 404, 405}
     assert mallory.email.encode() not in answer
@@ -129,7 +133,9 @@ async def test_a_method_is_not_overridden(client: httpx.AsyncClient, alice: Acto
     for name in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"):
         response = await alice.call("GET", f"/wallets/{wallet_id}", **{name: "DELETE"})
         assert response.status_code == 200
-        assert (await alice.call("POST", f"/users/sessions/{alice.session_id}", **{name: "DELETE"})).status_code == 405
+        assert (
+            await alice.call("POST", f"/users/sessions/{alice.session_id}", **{name: "DELETE"})
+        ).status_code == 405
 
 
 # ---------------------------------------------------------------------------------------------- ambiguous requests

@@ -1,7 +1,7 @@
 """Two ways to one operation: creations that travel together and those that go alone are answered alike.
 
-The gateway bundles requests to `/transactions/create`, and sends one with a query by itself. Where the two ways read a
-request differently, a check on one of them is a check that can be walked around.
+The gateway bundles requests to `/transactions/create`, and sends one with a query by itself. Where the two ways read
+a request differently, a check on one of them is a check that can be walked around.
 """
 
 import json
@@ -20,8 +20,12 @@ TOGETHER: Final = "/transactions/create"
 ALONE: Final = "/transactions/create?alone"
 JSON: Final = {"Content-Type": "application/json"}
 EXAMPLES: Final = 150
-DIFFERENT_EACH_TIME: Final = frozenset({"id", "request_id", "transaction_id", "created_at", "completed_at", "available"})
-OF_EACH_ANSWER: Final = frozenset({"date", "content-length", "ratelimit-remaining", "ratelimit-reset", "x-request-id"})
+DIFFERENT_EACH_TIME: Final = frozenset(
+    {"id", "request_id", "transaction_id", "created_at", "completed_at", "available"}
+)
+OF_EACH_ANSWER: Final = frozenset(
+    {"date", "content-length", "ratelimit-remaining", "ratelimit-reset", "x-request-id"}
+)
 
 Body = dict[str, Any]
 
@@ -124,15 +128,18 @@ CHANGES: Final[dict[str, Callable[[Sender], Body]]] = {
     "refund": lambda _: {"transaction_type": "refund"},
     "dispute": lambda _: {"transaction_type": "dispute"},
     "type as list": lambda _: {"transaction_type": ["transfer"]},
-    "deposit": lambda s: {"transaction_type": "deposit", "from_wallet_id": ..., "to_wallet_id": s.source}
-    | {"payment_method": "credit_card"},
+    "deposit": lambda s: (
+        {"transaction_type": "deposit", "from_wallet_id": ..., "to_wallet_id": s.source}
+        | {"payment_method": "credit_card"}
+    ),
 }
 RAW_AMOUNTS: Final = (
-    "0", "0.0", "-0", "-1", "-0.01", "1.001", "0.001", "0.010", "0.0100", "1e2", "1E-2", "1e400", "1e-400", "1.0e0", "NaN", "Infinity",
-    "-Infinity", "true", "false", "null", "[]", "{}", '""', '"0"', '"-1"', '"+5"', '" 5 "', '"5 "', '"1_000"', '"1,00"',
-    '"１００"', '"1e3"', '"1e-2"', '"NaN"', '"Infinity"', '"0x10"', '".5"', '"5."', '"00.01"', '"007"', "007", "1.", ".5", "+1",
-    '"0.01"', '"\\u0030.01"', "0.01", "1", "999999999999999", "9999999999999.99", "99999999999999.99", "10000000000000000",
-    "9223372036854775807", "9223372036854775808", "18446744073709551616", "0.1e1", '"1.0"', '"٣"', '"1\\u0000"', "1 ", " 1",
+    "0", "0.0", "-0", "-1", "-0.01", "1.001", "0.001", "0.010", "0.0100", "1e2", "1E-2", "1e400", "1e-400", "1.0e0",
+    "NaN", "Infinity", "-Infinity", "true", "false", "null", "[]", "{}", '""', '"0"', '"-1"', '"+5"', '" 5 "',
+    '"5 "', '"1_000"', '"1,00"', '"１００"', '"1e3"', '"1e-2"', '"NaN"', '"Infinity"', '"0x10"', '".5"', '"5."',
+    '"00.01"', '"007"', "007", "1.", ".5", "+1", '"0.01"', '"\\u0030.01"', "0.01", "1", "999999999999999",
+    "9999999999999.99", "99999999999999.99", "10000000000000000", "9223372036854775807", "9223372036854775808",
+    "18446744073709551616", "0.1e1", '"1.0"', '"٣"', '"1\\u0000"', "1 ", " 1",
 )  # fmt: skip
 RAW_BODIES: Final[dict[str, Callable[[bytes], bytes]]] = {
     "blanks around": lambda body: b" \r\n\t" + body + b"\n ",
@@ -190,7 +197,21 @@ async def test_a_request_is_answered_alike(sender: Sender, change: str) -> None:
 
 @pytest.mark.parametrize("ensure_ascii", [True, False], ids=["escaped", "in UTF-8"])
 async def test_what_is_written_in_another_way_is_answered_alike(sender: Sender, ensure_ascii: bool) -> None:
-    for text in ("é", "😀", "\u2028", "\x7f", "\x85", "\u200b", "\ufeff", "\ufffe", '"', "\\", "/", "\u0301", "\U000e0001"):
+    for text in (
+        "é",
+        "😀",
+        "\u2028",
+        "\x7f",
+        "\x85",
+        "\u200b",
+        "\ufeff",
+        "\ufffe",
+        '"',
+        "\\",
+        "/",
+        "\u0301",
+        "\U000e0001",
+    ):
         body = json.dumps(sender.body(description=text), ensure_ascii=ensure_ascii).encode()
         together, alone = await sender.both(body)
         assert together == alone, repr(text)
@@ -233,7 +254,9 @@ async def test_any_damage_to_a_body_is_answered_alike(sender: Sender, data: st.D
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(body) - 1))
         end = data.draw(st.integers(start, min(len(body), start + 3)))
-        piece = data.draw(st.sampled_from([b"", b'"', b"\\", b",", b"}", b"0", b"-", b".", b" ", b"\xff", b"e", b"null"]))
+        piece = data.draw(
+            st.sampled_from([b"", b'"', b"\\", b",", b"}", b"0", b"-", b".", b" ", b"\xff", b"e", b"null"])
+        )
         body[start:end] = piece
 
     together, alone = await sender.both(bytes(body))

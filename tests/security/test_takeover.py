@@ -155,7 +155,13 @@ async def test_a_refresh_token_bent_anywhere_is_none(alice: Actor, mallory: Acto
     before = await books.state()
     token = alice.refresh
     bent = [token[:n] + ("B" if token[n] == "A" else "A") + token[n + 1 :] for n in range(0, len(token), 7)]
-    others = [mallory.refresh[:22] + token[22:], token[:22] + mallory.refresh[22:], token + "A", token[:-1], alice.access]
+    others = [
+        mallory.refresh[:22] + token[22:],
+        token[:22] + mallory.refresh[22:],
+        token + "A",
+        token[:-1],
+        alice.access,
+    ]
     for made_up in (*bent, *others, "", "A" * 200):
         assert (await refresh(alice, made_up)).status_code in {401, 422}
 
@@ -165,7 +171,11 @@ async def test_a_refresh_token_bent_anywhere_is_none(alice: Actor, mallory: Acto
 async def test_a_login_is_a_session_of_its_own_whatever_comes_with_it(alice: Actor, mallory: Actor) -> None:
     """Nobody is given a session that somebody else knows."""
     body = {"email": alice.email, "password": PASSWORD}
-    for more in ({"session_id": mallory.session_id}, {"refresh_token": mallory.refresh}, {"user": {"id": mallory.id}}):
+    for more in (
+        {"session_id": mallory.session_id},
+        {"refresh_token": mallory.refresh},
+        {"user": {"id": mallory.id}},
+    ):
         assert (await alice.client.post("/users/login", json=body | more)).status_code == 422
     headers = mallory.headers | {"Cookie": f"session={mallory.session_id}", "X-Session-Id": mallory.session_id}
     response = await alice.client.post("/users/login", json=body, headers=headers)
@@ -234,10 +244,16 @@ async def test_a_key_is_its_owners(alice: Actor, client: httpx.AsyncClient, book
     await bob.deposit(his)
     key = {"Idempotency-Key": "rent"}
     body: dict[str, Any] = {"transaction_type": "transfer", "amount": "1.00", "currency": "USD"}
-    first = await alice.call("POST", "/transactions/create", body | {"from_wallet_id": hers, "to_wallet_id": his}, **key)
-    stolen = await bob.call("POST", "/transactions/create", body | {"from_wallet_id": hers, "to_wallet_id": his}, **key)
+    first = await alice.call(
+        "POST", "/transactions/create", body | {"from_wallet_id": hers, "to_wallet_id": his}, **key
+    )
+    stolen = await bob.call(
+        "POST", "/transactions/create", body | {"from_wallet_id": hers, "to_wallet_id": his}, **key
+    )
     own = {"Idempotency-Key": "rent-2"}
-    second = await bob.call("POST", "/transactions/create", body | {"from_wallet_id": his, "to_wallet_id": hers}, **own)
+    second = await bob.call(
+        "POST", "/transactions/create", body | {"from_wallet_id": his, "to_wallet_id": hers}, **own
+    )
     refund = await bob.call("POST", f"/transactions/{first.json()['id']}/refund", {}, **own)
 
     assert (first.status_code, stolen.status_code, second.status_code, refund.status_code) == (201, 404, 201, 201)
@@ -294,7 +310,13 @@ async def test_a_filter_finds_nothing_of_others(alice: Actor, client: httpx.Asyn
     mallory = await newcomer(client)
     wallet_id = await alice.wallet()
     deposit = await alice.deposit(wallet_id)
-    for query in (f"wallet_id={wallet_id}", "currency=USD", "status=completed", "limit=100", "min_amount=0.01&currency=USD"):
+    for query in (
+        f"wallet_id={wallet_id}",
+        "currency=USD",
+        "status=completed",
+        "limit=100",
+        "min_amount=0.01&currency=USD",
+    ):
         response = await mallory.call("GET", f"/transactions?{query}")
         assert (response.status_code, response.json()) == (200, {"data": [], "has_more": False})
     foreign = await mallory.call("GET", f"/transactions?starting_after={deposit}")
@@ -327,7 +349,9 @@ async def test_readers_do_not_see_what_was_read_for_others(
                     assert own.headers["cache-control"] == "no-store"
 
 
-async def test_money_is_given_back_by_whom_it_was_given_to(alice: Actor, client: httpx.AsyncClient, books: Books) -> None:
+async def test_money_is_given_back_by_whom_it_was_given_to(
+    alice: Actor, client: httpx.AsyncClient, books: Books
+) -> None:
     shop, mallory = await newcomer(client, role="merchant"), await newcomer(client)
     hers, theirs = await alice.wallet(), await shop.wallet()
     await alice.deposit(hers)
@@ -348,7 +372,9 @@ async def test_money_is_given_back_by_whom_it_was_given_to(alice: Actor, client:
     assert await books.state() == before
 
 
-@pytest.mark.parametrize("method", [f"pm_{new_id().hex}", "pm_card_visa'--", "pm_", "PM_card_visa", "credit_card ", "acct_1"])
+@pytest.mark.parametrize(
+    "method", [f"pm_{new_id().hex}", "pm_card_visa'--", "pm_", "PM_card_visa", "credit_card ", "acct_1"]
+)
 async def test_a_payment_method_that_is_not_mine_pays_nothing(alice: Actor, books: Books, method: str) -> None:
     wallet_id = await alice.wallet()
     before = await books.state(alice)

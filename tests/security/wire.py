@@ -11,7 +11,9 @@ LIMIT_SECONDS: Final = 20.0
 CHUNK_BYTES: Final = 16 * 1024
 
 
-async def talk(url: str, data: bytes, until: Callable[[asyncio.StreamReader], Awaitable[bytes]] | None = None) -> bytes:
+async def talk(
+    url: str, data: bytes, until: Callable[[asyncio.StreamReader], Awaitable[bytes]] | None = None
+) -> bytes:
     """What is answered to `data` until the server ends the connection, or as much as `until` reads.
 
     The server may answer and leave before all of it was sent.
@@ -42,9 +44,9 @@ async def talk(url: str, data: bytes, until: Callable[[asyncio.StreamReader], Aw
 
 def head(method: str, target: str, *lines: str, host: str = "gateway") -> bytes:
     """A request's head, after which the server ends the connection."""
-    return "\r\n".join(
-        [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *lines, "", ""]
-    ).encode("latin-1")
+    return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *lines, "", ""]).encode(
+        "latin-1"
+    )
 
 
 def status_of(answer: bytes) -> int:
