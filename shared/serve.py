@@ -86,6 +86,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_begun = True  # perhaps within the read that ended the request before
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        # A fragment is no part of a request's target (RFC 9112 section 3.2); the parser would pass over it, so that
+        # what stands in front reads another path. What is raised here becomes a 400.
+        if b"#" in url:
+            raise ValueError("a target with a fragment")
+        super().on_url(url)
+
     def on_headers_complete(self) -> None:
         self._in_head = self._head_begun = False
         self._stop_timer()

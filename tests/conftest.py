@@ -1,5 +1,6 @@
 """One platform for all tests of several services."""
 
+import logging
 from collections.abc import AsyncIterator
 
 import httpx
@@ -11,6 +12,7 @@ from tests.platform import Platform, platform_on
 
 @pytest.fixture(scope="session")
 async def platform(engines: dict[str, str]) -> AsyncIterator[Platform]:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request of the tests
     async with sandbox_on(engines) as sandbox, platform_on(sandbox) as platform:
         yield platform
 

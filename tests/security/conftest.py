@@ -6,7 +6,6 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-
 from tests.platform import Platform
 from tests.security.people import Actor, Books, new_admin, newcomer
 from user_service.settings import UserSettings

@@ -1,7 +1,7 @@
 """Others' things: every operation, called by everybody, on what is somebody's.
 
-The operations come from the gateway's OpenAPI document, the rules from `rules.py`; what is in one and not in the other
-fails, so that no operation is ever added without a word on who may call it.
+The operations come from the gateway's OpenAPI document, the rules from `rules.py`; what is in one and not in the
+other fails, so that no operation is ever added without a word on who may call it.
 """
 
 import re
