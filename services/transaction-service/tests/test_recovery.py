@@ -276,7 +276,10 @@ async def test_a_commit_that_stays_unknown_is_said_to_be_and_a_key_makes_the_ret
     assert line.cuts == 1
     assert (unknown.status_code, unknown.json()["code"]) == (503, "outcome_unknown")
     assert unknown.headers["Retry-After"] == "1"
-    await bank.sql("update transactions.transactions set next_attempt_at = now() where user_id = $1", alice.id)
+    await bank.sql(
+        "update transactions.transactions set next_attempt_at = now() where user_id = $1 and status = 'pending'",
+        alice.id,
+    )
 
     async def done() -> bool:
         return (await bank.transfer(alice, source, target, "10.00", key="k")).status_code == 201
