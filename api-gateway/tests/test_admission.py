@@ -14,10 +14,12 @@ from api_gateway.admission import Admission
 from api_gateway.limits import RateLimitedError, RateLimiter
 from api_gateway.routes import METHODS
 from api_gateway.settings import GatewaySettings
+from shared.ids import new_id
 from shared.settings import SettingsError, load
 from shared.testing.valkey import OwnValkey, own_valkey
 
 CLIENT = "203.0.113.9"
+A_USER, ANOTHER = new_id(), new_id()
 Admit = Callable[..., Admission]
 
 
@@ -96,20 +98,20 @@ async def test_the_strictest_of_several_limits_is_the_one_that_is_told(admission
     verdict = await several.admit("GET", b"/wallets", CLIENT)
     assert verdict is not None
     assert verdict.limit == 100
-    assert await several.admit_user("a-user", CLIENT, verdict) == (True, 5, 4, 60, 0)
+    assert await several.admit_user(A_USER, CLIENT, verdict) == (True, 5, 4, 60, 0)
 
 
 async def test_a_user_is_counted_across_addresses_only_when_that_is_set(admission: Admit) -> None:
     off, on = admission(), admission(user_per_minute=3)
     before = await off.admit("GET", b"/wallets", CLIENT)
     for _ in range(200):
-        assert await off.admit_user("a-user", CLIENT, before) == before
+        assert await off.admit_user(A_USER, CLIENT, before) == before
 
     for n in range(3):
-        await on.admit_user("a-user", f"203.0.113.{n}", None)
+        await on.admit_user(A_USER, f"203.0.113.{n}", None)
     with pytest.raises(RateLimitedError):
-        await on.admit_user("a-user", "198.51.100.1", None)
-    assert (await on.admit_user("another", "198.51.100.1", None)) is not None
+        await on.admit_user(A_USER, "198.51.100.1", None)
+    assert (await on.admit_user(ANOTHER, "198.51.100.1", None)) is not None
 
 
 async def test_routes_have_limits_of_their_own_beside_that_of_the_address(admission: Admit) -> None:
@@ -140,8 +142,8 @@ async def test_an_exempt_network_is_not_counted_at_all(admission: Admit) -> None
     exempt = admission(exempt_cidrs="203.0.113.0/24", user_per_minute=1)
 
     assert await admitted(exempt, 150, "POST", b"/users/login") == 150
-    assert await exempt.admit_user("a-user", CLIENT, None) is None
-    assert await exempt.admit_user("a-user", CLIENT, None) is None
+    assert await exempt.admit_user(A_USER, CLIENT, None) is None
+    assert await exempt.admit_user(A_USER, CLIENT, None) is None
     assert await admitted(exempt, 20, "POST", b"/users/login", "198.51.100.1") == 10
 
 
