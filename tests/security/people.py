@@ -16,8 +16,8 @@ from user_service.settings import UserSettings
 
 PASSWORD: Final = "SecurePass123"
 
-# Tables with their order, what changes in them by itself (when something is looked at next, whether a session's end was
-# told), and which rows count: some are left out that somebody may make by asking.
+# Tables with their order, what changes in them by itself (when something is looked at next, whether a session's end
+# was told), and which rows count: some are left out that somebody may make by asking.
 _TABLES: Final = {
     "users.users": ("id", "", ""),
     "users.sessions": ("id", "announced", ""),

@@ -234,6 +234,14 @@ def every_body_of(found: list[Operation]) -> list[tuple[str, str]]:
 
 
 BODIES: Final = {
+    "nothing": b"",
+    "truncated": b'{"amount": 1',
+    "list": b"[]",
+    "null": b"null",
+    "number": b"1e400",
+    "NaN": b'{"amount": NaN}',
+    "wrong types": b'{"email":1,"password":[],"user_id":true,"currency":{},"transaction_type":1,"amount":[]}',
+    "control characters": b'{"first_name":"a\\r\\nSet-Cookie: x=1","description":"\\u001b[31m"}',
     "NUL": b'{"email":"a\\u0000@example.com","description":"\\u0000","user_id":"\\u0000","refresh_token":"\\u0000"}',
     "lone surrogate": b'{"email":"\\ud800@example.com","currency":"\\udfff","refresh_token":"\\ud800"}',
     "surrogate name": b'{"\\ud800":1}',
@@ -262,6 +270,21 @@ async def test_a_body_that_was_thought_about_is_refused(
         headers = alice.headers | {"Content-Type": "application/json"}
         assert_refused(await client.request(method, path, content=BODIES[body], headers=headers), f"{method} {path}")
 
+    assert await books.state() == before
+
+
+@pytest.mark.parametrize("body", [b"5.00", b"1e400", b"5", b'"5.00"', b"true", b"null", b"[]", b"[5.00]", b""])
+async def test_what_is_no_object_gives_no_money_back(alice: Actor, books: Books, body: bytes) -> None:
+    """Whoever means five dollars and sends just that does not give back everything, which is what `{}` asks for."""
+    wallet_id = await alice.wallet()
+    deposit = await alice.deposit(wallet_id)
+    before = await books.state()
+
+    response = await alice.client.post(
+        f"/transactions/{deposit}/refund", content=body, headers=alice.headers | {"Content-Type": "application/json"}
+    )
+
+    assert response.status_code in {400, 422}
     assert await books.state() == before
 
 
