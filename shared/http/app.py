@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.auth import Principal, ServiceTokens, bearer_token
 from shared.authentication import Authenticates
-from shared.errors import AppError, UnauthorizedError, UnavailableError
+from shared.errors import AppError, FieldInvalidError, UnauthorizedError, UnavailableError
 from shared.http.docs import install_docs
 from shared.http.edge import BODY_TIMEOUT_SECONDS, Edge
 from shared.http.json_body import decode_json
@@ -54,6 +54,9 @@ class _DecodedRequest(Request):
         if media_type != "application/json":
             raise AppError("content_type_unsupported", 415, "Send the body as application/json.")
         self._value = decode_json(await self.body())
+        # FastAPI has pydantic read any object's attributes: to it a Decimal would be a model without fields.
+        if not isinstance(self._value, dict):
+            raise FieldInvalidError("body", "object_expected", "Must be an object.")
 
     async def json(self) -> Any:
         return self._value

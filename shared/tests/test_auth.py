@@ -103,6 +103,23 @@ def test_a_forged_key_is_refused(secret: bytes) -> None:
     assert_refused(signed(claims(), secret=secret))
 
 
+@pytest.mark.parametrize("junk", ["=", "==", "!", "*" * 3_000, " ", "\n", "é"])
+def test_a_token_has_one_spelling(junk: str) -> None:
+    """Base64 passes over what does not belong there, and so one token could be remembered as thousands."""
+    head, payload, signature = signed(claims()).split(".")
+
+    for spelled in (f"{head}{junk}.{payload}.{signature}", f"{head}.{payload}.{signature}{junk}"):
+        assert_refused(spelled)
+    assert_refused(f"{head}.{payload}.{junk}{signature}")
+
+
+def test_the_bits_of_a_signature_that_no_byte_needs_are_none_to_play_with() -> None:
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    token = signed(claims())
+
+    assert_refused(token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1])
+
+
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 5))
 def test_one_changed_letter_breaks_the_signature(position: int, bit: int) -> None:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

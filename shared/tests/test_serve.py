@@ -97,6 +97,14 @@ async def test_a_head_of_more_than_thirty_two_kilobytes_is_a_431(url: str, head:
     assert answer.count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.parametrize("target", [b"/echo#", b"/echo#/other", b"/#/echo", b"/echo?a#b", b"http://service/echo#x"])
+async def test_a_target_with_a_fragment_is_a_400(url: str, target: bytes) -> None:
+    answer = await talk(url, GET.replace(b"/echo", target) + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 async def test_a_head_that_comes_in_pieces_is_counted_as_one(url: str) -> None:
     answer = await talk(url, GET, *[b"X: " + b"a" * 4_000 + b"\r\n"] * 9, b"\r\n", pause=next_turn)
 

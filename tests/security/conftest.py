@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.platform import Platform
-from tests.security.people import Actor, Books, new_admin, newcomer
+from tests.security.people import Actor, Books, forget_guesses, new_admin, newcomer
 from user_service.settings import UserSettings
 
 
@@ -29,10 +29,7 @@ async def redis(platform: Platform) -> AsyncIterator[Redis]:
 @pytest.fixture(autouse=True)
 async def no_guesses(platform: Platform, redis: Redis) -> None:
     """Nobody has given a wrong password yet."""
-    prefix = platform.sandbox.environment["REDIS_KEY_PREFIX"]
-    keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
-    if keys:
-        await redis.delete(*keys)
+    await forget_guesses(platform, redis)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import asyncpg
 import httpx
+from redis.asyncio import Redis
 
 from shared.ids import new_id
 from shared.testing.sandbox import Sandbox
+from tests.platform import Platform
 from user_service.__main__ import run
 from user_service.settings import UserSettings
 
@@ -137,6 +139,12 @@ class Books:
         The records of what some have asked for are left out.
         """
         return await self.sql(_STATE, [actor.id for actor in but_of])
+
+
+async def forget_guesses(platform: Platform, redis: Redis) -> None:
+    """Nobody has given a wrong password any more."""
+    pattern = f"{platform.sandbox.environment['REDIS_KEY_PREFIX']}guesses:*"
+    await redis.eval("for _, key in ipairs(redis.call('keys', ARGV[1])) do redis.call('del', key) end", 0, pattern)
 
 
 def without_ids(problem: httpx.Response) -> dict[str, Any]:

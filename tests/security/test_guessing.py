@@ -11,7 +11,16 @@ from redis.asyncio import Redis
 
 from shared.testing.servers import serving
 from tests.platform import Platform
-from tests.security.people import PASSWORD, Actor, Books, newcomer, registration, signed_in, without_ids
+from tests.security.people import (
+    PASSWORD,
+    Actor,
+    Books,
+    forget_guesses,
+    newcomer,
+    registration,
+    signed_in,
+    without_ids,
+)
 from user_service.app import create_app as create_user_service
 from user_service.settings import UserSettings
 
@@ -144,19 +153,12 @@ async def test_known_and_unknown_addresses_get_the_same_answer_in_the_same_time(
             response = await dear.post("/users/login", json={"email": email, "password": "guess-guess"})
             times.append(time.perf_counter() - started_at)
             answers.add((response.status_code, *without_ids(response).values()))
-        await forget(platform, redis)
+        await forget_guesses(platform, redis)
 
     assert len(answers) == 1
     # Whatever else the machine does only adds: the least of many runs is what the work itself takes.
     least = {name: min(times) for name, times in took.items()}
     assert max(least.values()) < 1.4 * min(least.values()), least
-
-
-async def forget(platform: Platform, redis: Redis) -> None:
-    prefix = platform.sandbox.environment["REDIS_KEY_PREFIX"]
-    keys = [key async for key in redis.scan_iter(match=f"{prefix}guesses:*")]
-    if keys:
-        await redis.delete(*keys)
 
 
 # -------------------------------------------------------------------------------------------------- whole passwords

@@ -8,7 +8,9 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
@@ -234,6 +236,14 @@ def every_body_of(found: list[Operation]) -> list[tuple[str, str]]:
 
 
 BODIES: Final = {
+    "nothing": b"",
+    "truncated": b'{"amount": 1',
+    "list": b"[]",
+    "null": b"null",
+    "number": b"1e400",
+    "NaN": b'{"amount": NaN}',
+    "wrong types": b'{"email":1,"password":[],"user_id":true,"currency":{},"transaction_type":1,"amount":[]}',
+    "control characters": b'{"first_name":"a\\r\\nSet-Cookie: x=1","description":"\\u001b[31m"}',
     "NUL": b'{"email":"a\\u0000@example.com","description":"\\u0000","user_id":"\\u0000","refresh_token":"\\u0000"}',
     "lone surrogate": b'{"email":"\\ud800@example.com","currency":"\\udfff","refresh_token":"\\ud800"}',
     "surrogate name": b'{"\\ud800":1}',
@@ -262,6 +272,21 @@ async def test_a_body_that_was_thought_about_is_refused(
         headers = alice.headers | {"Content-Type": "application/json"}
         assert_refused(await client.request(method, path, content=BODIES[body], headers=headers), f"{method} {path}")
 
+    assert await books.state() == before
+
+
+@pytest.mark.parametrize("body", [b"5.00", b"1e400", b"5", b'"5.00"', b"true", b"null", b"[]", b"[5.00]", b""])
+async def test_what_is_no_object_gives_no_money_back(alice: Actor, books: Books, body: bytes) -> None:
+    """Whoever means five dollars and sends just that does not give back everything, which is what `{}` asks for."""
+    wallet_id = await alice.wallet()
+    deposit = await alice.deposit(wallet_id)
+    before = await books.state()
+
+    response = await alice.client.post(
+        f"/transactions/{deposit}/refund", content=body, headers=alice.headers | {"Content-Type": "application/json"}
+    )
+
+    assert response.status_code in {400, 422}
     assert await books.state() == before
 
 
@@ -350,25 +375,33 @@ async def test_a_head_that_drips_is_a_408(impatient: str, first: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_body_that_drips_is_a_408_after_ten_seconds(platform: Platform, alice: Actor, books: Books) -> None:
-    """At the gateway and at a service; both at once, as it takes its time."""
-    lines = (
-        f"Authorization: {alice.headers['Authorization']}",
-        "Content-Type: application/json",
-        "Content-Length: 5000",
-    )
-    before = await books.state()
-    started_at = asyncio.get_running_loop().time()
+@dataclass(frozen=True)
+class Dripping:
+    """Bodies that come for ever while other tests go on: who sends them, the answers, and the seconds they took."""
 
-    answers = await asyncio.gather(
-        drip(platform.gateway, head("POST", "/transactions/create", *lines), b" "),
-        drip(platform.direct("wallet-service"), head("POST", "/wallets/create", *lines), b" "),
-        drip(platform.gateway, head("POST", "/users/register", *lines), b" "),
-    )
+    actor: Actor
+    answers: asyncio.Future[Any]
 
-    assert 9 < asyncio.get_running_loop().time() - started_at < 13
-    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 408 "] * 3
-    assert await books.state() == before
+
+@pytest.fixture(scope="module", autouse=True)
+async def dripping(client: httpx.AsyncClient, platform: Platform) -> AsyncIterator[Dripping]:
+    """At the gateway and at a service, begun with the first test."""
+    actor = await newcomer(client)
+    lines = ("Content-Type: application/json", "Content-Length: 5000")
+    own = f"Authorization: {actor.headers['Authorization']}"
+
+    async def timed(url: str, path: str) -> tuple[bytes, float]:
+        started_at = time.monotonic()
+        answer = await drip(url, head("POST", path, own, *lines), b" ")
+        return answer, time.monotonic() - started_at
+
+    answers = asyncio.gather(
+        timed(platform.gateway, "/transactions/create"),
+        timed(platform.direct("wallet-service"), "/wallets/create"),
+        timed(platform.gateway, "/users/register"),
+    )
+    yield Dripping(actor, answers)
+    answers.cancel()
 
 
 # ------------------------------------------------------------------------------------------------------------- logs
@@ -440,3 +473,11 @@ async def test_no_password_and_no_token_is_in_any_log(
     assert secret not in log.getvalue()
     assert alice.access.rpartition(".")[2] not in log.getvalue()
     assert alice.refresh not in log.getvalue()
+
+
+async def test_a_body_that_drips_is_a_408_after_ten_seconds(dripping: Dripping) -> None:
+    for answer, seconds in await dripping.answers:
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert 9 < seconds < 15
+    for path in ("/wallets", "/transactions"):
+        assert (await dripping.actor.call("GET", path)).json()["data"] == []

@@ -1,5 +1,6 @@
 """Money from nowhere: system accounts have ids that anybody can compute, and are nobody's wallets all the same."""
 
+import itertools
 import uuid
 from typing import Final
 
@@ -25,45 +26,44 @@ async def money_has_come_from_outside(alice: Actor) -> None:
 
 @pytest.mark.parametrize("query", ["", "?x=1"], ids=["together", "alone"])
 @pytest.mark.parametrize("kind", ["transfer", "payment"])
-@pytest.mark.parametrize("name", NAMES)
-async def test_nobody_pays_themself_from_a_system_account(
-    alice: Actor, books: Books, name: str, kind: str, query: str
-) -> None:
+async def test_nobody_pays_themself_from_a_system_account(alice: Actor, books: Books, kind: str, query: str) -> None:
     mallory = await newcomer(alice.client, role="merchant")
     own = await mallory.wallet()
     before = await books.state(mallory)
     body = {"transaction_type": kind, "amount": "1000000.00", "currency": "USD", "to_wallet_id": own}
 
-    stolen = await mallory.call("POST", f"/transactions/create{query}", body | {"from_wallet_id": id_of(name)})
+    stolen = [
+        await mallory.call("POST", f"/transactions/create{query}", body | {"from_wallet_id": id_of(name)})
+        for name in NAMES
+    ]
     missing = await mallory.call("POST", f"/transactions/create{query}", body | {"from_wallet_id": str(uuid.uuid4())})
 
-    assert stolen.status_code == 404, stolen.text
-    assert without_ids(stolen) == without_ids(missing)
+    assert missing.status_code == 404
+    assert [without_ids(response) for response in stolen] == [without_ids(missing)] * len(NAMES)
     assert await books.state(mallory) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_nobody_pays_into_a_system_account(alice: Actor, merchant: Actor, books: Books, name: str) -> None:
+async def test_nobody_pays_into_a_system_account(alice: Actor, books: Books) -> None:
     [wallet] = (await alice.call("GET", "/wallets")).json()["data"]
     before = await books.state(alice)
-    refused = [
-        await alice.try_to("transfer", "1.00", from_wallet_id=wallet["id"], to_wallet_id=id_of(name)),
-        await alice.try_to("payment", "1.00", from_wallet_id=wallet["id"], to_wallet_id=id_of(name)),
-        await alice.try_to("deposit", "1.00", to_wallet_id=id_of(name), payment_method="credit_card"),
-        await alice.try_to("withdrawal", "1.00", from_wallet_id=id_of(name), payment_method="bank_account"),
-    ]
+    for name in NAMES:
+        refused = [
+            await alice.try_to("transfer", "1.00", from_wallet_id=wallet["id"], to_wallet_id=id_of(name)),
+            await alice.try_to("payment", "1.00", from_wallet_id=wallet["id"], to_wallet_id=id_of(name)),
+            await alice.try_to("deposit", "1.00", to_wallet_id=id_of(name), payment_method="credit_card"),
+            await alice.try_to("withdrawal", "1.00", from_wallet_id=id_of(name), payment_method="bank_account"),
+        ]
+        assert [response.status_code for response in refused] == [404] * 4
 
-    assert [response.status_code for response in refused] == [404] * 4
     assert await books.state(alice) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
 async def test_a_system_account_is_nobodys_wallet_not_even_an_admins(
-    alice: Actor, admin: Actor, books: Books, name: str
+    alice: Actor, admin: Actor, books: Books
 ) -> None:
     """Frozen or closed it would stop everybody's money."""
     before = await books.state()
-    for actor in (alice, admin):
+    for actor, name in itertools.product((alice, admin), NAMES):
         for method, path in (
             ("GET", ""),
             ("GET", "/balance"),
