@@ -18,8 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile create-admin keys reset install test bench bench-ledger \
-	bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile create-admin keys reset install test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -37,8 +37,12 @@ class CountingDatabase(Database):
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[Asyncpg]:
         async with super().batch() as connection:
-            with connection.query_logger(lambda record: self.statements.append(record.query)):
+            with connection.query_logger(self._note):
                 yield connection
+
+    def _note(self, record: Any) -> None:
+        if record.query[0].islower():  # asyncpg has some of its own, about types that a connection meets first
+            self.statements.append(record.query)
 
 
 @asynccontextmanager
