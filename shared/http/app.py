@@ -144,6 +144,33 @@ def create_api(
     return app
 
 
+class BatchRoute:
+    """`POST` of batches from other services, answered right behind the edge.
+
+    FastAPI's own work for a call would be a good part of what a batch costs. Use it as `inner` of `create_api`.
+    """
+
+    def __init__(self, path: str, tokens: ServiceTokens, handle: Callable[[Request], Awaitable[Response]]) -> None:
+        self.path = path  # how metrics call it
+        self._tokens = tokens
+        self._handle = handle
+
+    def __call__(self, app: ASGIApp) -> ASGIApp:
+        """`app` with this route before it."""
+
+        async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["path"] != self.path or scope["method"] != "POST":
+                await app(scope, receive, send)
+                return
+            scope["route"] = self
+            request = Request(scope, receive)
+            self._tokens.verify(bearer_token(single_header(request, "authorization")))
+            response = await self._handle(request)
+            await response(scope, receive, send)
+
+        return route
+
+
 def user_of(authenticator: Authenticates) -> Any:
     """A dependency's type: the person whose access token came with the request."""
 

@@ -37,7 +37,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry, busy=lambda: journal.busy)
+    relay = Relay(database, settings, registry, crowded=lambda: journal.crowded)
     authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
@@ -74,7 +74,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         registry=registry,
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
+        inner=bundles_route(transactions, authenticator, service_tokens),
     )
     app.include_router(transactions_router(transactions, authenticator))
-    app.router.routes.append(bundles_route(transactions, authenticator, service_tokens))
     return app

@@ -8,13 +8,12 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from shared.auth import Principal, ServiceTokens, bearer_token
+from shared.auth import Principal, ServiceTokens
 from shared.authentication import Authenticator
 from shared.errors import AppError, UnauthorizedError, UnavailableError
 from shared.http import bundle
-from shared.http.app import single_header
+from shared.http.app import BatchRoute
 from shared.http.bundle import Parcel, Replies, Reply
 from shared.http.context import Trace
 from shared.http.problems import MEDIA_TYPE, problem_body
@@ -29,12 +28,11 @@ _JSON: Final = "application/json"
 _log = logging.getLogger(__name__)
 
 
-def bundles_route(transactions: Transactions, callers: Authenticator, tokens: ServiceTokens) -> Route:
-    """`POST /internal/transactions`, for the gateway. Without FastAPI, whose own work would be most of the call's."""
+def bundles_route(transactions: Transactions, callers: Authenticator, tokens: ServiceTokens) -> BatchRoute:
+    """`POST /internal/transactions`, for the gateway."""
     bundles = Bundles(transactions, callers)
 
     async def create_transactions(request: Request) -> Response:
-        tokens.verify(bearer_token(single_header(request, "authorization")))
         try:
             parcels = bundle.read_parcels(await request.body())
         except bundle.DecodeError:
@@ -42,7 +40,7 @@ def bundles_route(transactions: Transactions, callers: Authenticator, tokens: Se
         replies = await bundles.create(parcels)
         return Response(bundle.write_replies(replies), media_type=bundle.MEDIA_TYPE)
 
-    return Route("/internal/transactions", create_transactions, methods=["POST"], include_in_schema=False)
+    return BatchRoute("/internal/transactions", tokens, create_transactions)
 
 
 class Bundles:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.auth import Principal, ServiceTokens
 from shared.authentication import Authenticates
 from shared.errors import FieldInvalidError, ForbiddenError
-from shared.http.app import StrictRoute, service_of, user_of
+from shared.http.app import BatchRoute, StrictRoute, service_of, user_of
 from shared.http.problems import problems
 from shared.http.wire import AmountOut, CurrencyCode, InstantIn, PageLimit, UtcTime, utc_text
 from shared.money import Money
@@ -188,12 +188,9 @@ def wallets_router(wallets: Wallets, authenticator: Authenticates) -> APIRouter:
 # ---------------------------------------------------------------------------------------- internal
 
 
-def internal_router(ledger: Ledger, wallets: Wallets, tokens: ServiceTokens) -> APIRouter:
-    """Operations for other services."""
-    calling_service: Any = service_of(tokens)
-    router = APIRouter(include_in_schema=False, dependencies=[calling_service])
+def postings_route(ledger: Ledger, tokens: ServiceTokens) -> BatchRoute:
+    """`POST /internal/postings`, for transaction-service."""
 
-    @router.post("/internal/postings")
     async def apply_postings(request: Request) -> Response:
         """`{"units": [[posting, …], …]}` → `{"outcomes": [[outcome, …], …]}`, see `wire.py`."""
         units = read_units(await request.body())
@@ -201,6 +198,14 @@ def internal_router(ledger: Ledger, wallets: Wallets, tokens: ServiceTokens) -> 
         answers = [unit if isinstance(unit, Exception) else next(applied) for unit in units]
         await ledger.settle()
         return Response(write_outcomes(answers), media_type="application/json")
+
+    return BatchRoute("/internal/postings", tokens, apply_postings)
+
+
+def internal_router(wallets: Wallets, tokens: ServiceTokens) -> APIRouter:
+    """Operations for other services."""
+    calling_service: Any = service_of(tokens)
+    router = APIRouter(include_in_schema=False, dependencies=[calling_service])
 
     @router.post("/internal/people/{user_id}/close")
     async def close_wallets(user_id: UUID, caller: Annotated[str, calling_service]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from shared.metrics import CacheMetrics
 from shared.outbox import Relay, publishing
 from shared.redis import connect
 from shared.settings import load
-from wallet_service.api import internal_router, wallets_router
+from wallet_service.api import internal_router, postings_route, wallets_router
 from wallet_service.service import Ledger, People, Wallets
 from wallet_service.settings import WalletSettings
 from wallet_service.states import WalletStates
@@ -32,8 +32,9 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry, busy=lambda: ledger.busy)
+    relay = Relay(database, settings, registry, crowded=lambda: ledger.crowded)
     authenticator = authenticator_of(settings, registry)
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     redis = connect(settings)
     states = WalletStates(database, redis, CacheMetrics(registry), settings.redis_key_prefix)
     ledger, wallets = Ledger(database, relay, states), Wallets(database, relay, states)
@@ -59,8 +60,8 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
             {"postgres": database.check, "redis": states.check} | relay.checks, essential=frozenset({"postgres"})
         ),
         lifespan=lifespan,
+        inner=postings_route(ledger, service_tokens),
     )
     app.include_router(wallets_router(wallets, authenticator))
-    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
-    app.include_router(internal_router(ledger, wallets, service_tokens))
+    app.include_router(internal_router(wallets, service_tokens))
     return app
