@@ -82,9 +82,9 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
 
     @property
-    def crowded(self) -> bool:
-        """Whether calls wait for their batch."""
-        return bool(self._waiting)
+    def busy(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._in_flight)
 
     async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:
         """One outcome an item, in their order; an item's exception is its outcome and never raised.

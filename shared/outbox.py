@@ -31,8 +31,8 @@ from shared.settings import DatabaseSettings
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.03
-CROWDED_PAUSE_SECONDS: Final = 0.2
-CROWDED_BATCH_SIZE: Final = 50
+BUSY_PAUSE_SECONDS: Final = 0.2
+BUSY_BATCH_SIZE: Final = 50
 MAX_BEHIND_SECONDS: Final = 30.0  # for which the relay lets everything else go first
 PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other
 EVEN_CHECK_SECONDS: Final = 0.1
@@ -103,7 +103,7 @@ class Relay:
     While both sinks take what they get, they get it together, and a batch costs one reading and one deletion. When
     one does not, each goes its own way, marking what it has, until both are even again.
 
-    While the service is `crowded` the relay takes its time, for half a minute at most: who waits for an answer comes
+    While the service is `busy` the relay takes its time, for half a minute at most: who waits for an answer comes
     first, and what is to be told is told afterwards.
     """
 
@@ -112,10 +112,10 @@ class Relay:
         database: Database,
         settings: DatabaseSettings,
         registry: CollectorRegistry,
-        crowded: Callable[[], bool] = lambda: False,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._database = database
-        self._crowded = crowded
+        self._busy = busy
         self._schema = settings.schema_name
         self._producer = EventProducer(settings)
         self._audit = AuditLog(settings)
@@ -182,10 +182,10 @@ class Relay:
         while True:
             for woken in self._woken.values():
                 woken.clear()
-            yielding = self._crowded() and time.monotonic() - even_at < MAX_BEHIND_SECONDS
+            yielding = self._busy() and time.monotonic() - even_at < MAX_BEHIND_SECONDS
             if yielding:
-                await asyncio.sleep(CROWDED_PAUSE_SECONDS)
-            limit = CROWDED_BATCH_SIZE if yielding else BATCH_SIZE
+                await asyncio.sleep(BUSY_PAUSE_SECONDS)
+            limit = BUSY_BATCH_SIZE if yielding else BATCH_SIZE
             rows = await self._waiting("true", limit)
             if len(rows) < limit:
                 even_at = time.monotonic()

@@ -37,7 +37,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry, crowded=lambda: journal.crowded)
+    relay = Relay(database, settings, registry, busy=lambda: journal.busy)
     authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)

@@ -67,9 +67,9 @@ class Journal:
         self._callers = _Callers()
 
     @property
-    def crowded(self) -> bool:
-        """Whether somebody waits for what is being written."""
-        return self._batcher.crowded
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._batcher.busy
 
     async def open(self, commands: Sequence[Command]) -> list[Opened]:
         """Put each command on record as pending, with its key; known keys come back as they ended.

@@ -32,7 +32,7 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     configure_logging(settings.service, settings.log_level)
     registry = CollectorRegistry()
     database = Database(settings)
-    relay = Relay(database, settings, registry, crowded=lambda: ledger.crowded)
+    relay = Relay(database, settings, registry, busy=lambda: ledger.busy)
     authenticator = authenticator_of(settings, registry)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     redis = connect(settings)

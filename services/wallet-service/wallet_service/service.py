@@ -65,9 +65,9 @@ class Ledger:
         )
 
     @property
-    def crowded(self) -> bool:
-        """Whether somebody waits for the batches that are under way."""
-        return self._batcher.crowded
+    def busy(self) -> bool:
+        """Whether a batch is under way."""
+        return self._batcher.busy
 
     async def apply(self, units: Sequence[Unit]) -> list[list[Outcome] | Exception]:
         """Apply or refuse each unit for good, wholly, in order; a posting that was decided before keeps its outcome.
