@@ -99,8 +99,10 @@ async def start(client: Any) -> None:
             await asyncio.shield(starting)
     finally:
         if not starting.done():
-            await asyncio.wait([starting], timeout=STOP_TIMEOUT_SECONDS)
-            starting.cancel()
+            try:
+                await asyncio.wait([starting], timeout=STOP_TIMEOUT_SECONDS)
+            finally:  # also when the wait is broken off, by a second cancellation
+                starting.cancel()
         elif not starting.cancelled():
             starting.exception()  # heard by the caller already, or nobody is there to hear it
 

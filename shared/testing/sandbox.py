@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import AIOKafkaConnection
 from pymongo import MongoClient
 
 from shared.redis import connect
@@ -125,3 +128,23 @@ async def sandbox_on(engines: Mapping[str, str]) -> AsyncIterator[Sandbox]:
     finally:
         with contextlib.suppress(OSError):
             await sandbox.drop()
+        await _close_forsaken_connections()
+
+
+_KAFKA_OWNERS: Final = (AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
+
+
+async def _close_forsaken_connections() -> None:
+    """Close the connections to Kafka that no client knows which is still in use.
+
+    aiokafka forgets the one that it says hello by when it is cancelled meanwhile, as when an application ends that
+    has hardly begun.
+    """
+    found: list[Any] = gc.get_objects()
+    owners = [each for each in found if type(each) in _KAFKA_OWNERS and not each._closed]  # noqa: SLF001
+    clients = [getattr(owner, "_client", None) or owner.client for owner in owners]
+    known = {id(each) for client in clients for each in client._conns.values()}  # noqa: SLF001
+    forsaken = [each for each in found if type(each) is AIOKafkaConnection and id(each) not in known]
+    closing = [each.close() for each in forsaken if each.connected()]
+    if closing:
+        await asyncio.wait(closing, timeout=DROP_PAUSE_SECONDS * DROP_ATTEMPTS)

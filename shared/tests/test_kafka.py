@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.conn import create_conn
 
 from shared import kafka
 from shared.settings import DatabaseSettings
-from shared.testing.sandbox import Sandbox
+from shared.testing.sandbox import Sandbox, sandbox_on
 from shared.testing.waiting import eventually
 
 
@@ -55,3 +56,18 @@ async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(servers: 
 
     assert not any(connection.connected() for connection in producer.client._conns.values())
     await eventually(gone)
+
+
+async def test_a_sandbox_closes_a_connection_that_nobody_knows_and_no_other(
+    servers: str, engines: dict[str, str]
+) -> None:
+    producer: Any = AIOKafkaProducer(bootstrap_servers=servers)
+    await kafka.start(producer)
+    await producer.client.fetch_all_metadata()
+    host, _, port = servers.rpartition(":")
+    async with sandbox_on(engines):
+        forsaken = await create_conn(host, int(port))
+
+    assert not forsaken.connected()
+    assert any(connection.connected() for connection in producer.client._conns.values())
+    await kafka.stop(producer)
