@@ -1,6 +1,7 @@
 """Kafka clients that hang leave nothing behind."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,13 +14,20 @@ from shared.testing.sandbox import Sandbox, sandbox_on
 from shared.testing.waiting import eventually
 
 
-def tasks_of_aiokafka() -> set[str]:
-    coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
-    return {coroutine.__qualname__ for coroutine in coroutines if "aiokafka" in coroutine.cr_code.co_filename}
+def tasks_of_aiokafka() -> "set[asyncio.Task[Any]]":
+    tasks: list[Any] = list(asyncio.all_tasks())
+    return {task for task in tasks if "aiokafka" in task.get_coro().cr_code.co_filename}
 
 
-async def gone() -> bool:
-    return not tasks_of_aiokafka()
+@pytest.fixture
+async def gone() -> Callable[[], Awaitable[bool]]:
+    """Whether none of aiokafka's tasks is left but those of others, who were there before."""
+    others = tasks_of_aiokafka()
+
+    async def look() -> bool:
+        return tasks_of_aiokafka() <= others
+
+    return look
 
 
 async def hang() -> None:
@@ -33,7 +41,7 @@ def servers(sandbox: Sandbox, probe: type[DatabaseSettings], monkeypatch: pytest
 
 
 async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
-    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings]
+    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings], gone: Callable[[], Awaitable[bool]]
 ) -> None:
     topic = sandbox.settings(probe).topic
     await kafka.ensure_topics(servers, [topic], 1)
@@ -47,7 +55,9 @@ async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
     await eventually(gone)
 
 
-async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(servers: str) -> None:
+async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(
+    servers: str, gone: Callable[[], Awaitable[bool]]
+) -> None:
     producer: Any = AIOKafkaProducer(bootstrap_servers=servers)
     await kafka.start(producer)
     producer._message_accumulator.close = hang
