@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shared.auth import Principal, ServiceTokens, UserTokens, bearer_token
 from shared.errors import UnauthorizedError
 from shared.ids import new_id
+from shared.testing.tokens import access_claims, base64url
 
 SECRET = "a secret that only the tests know, 40 bytes"
 HEADER = {"alg": "HS256", "typ": "JWT"}
@@ -22,31 +23,14 @@ users = UserTokens(SECRET)
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Those of a good access token, with changes; `...` leaves a claim out."""
-    now = int(time.time())
-    good: dict[str, Any] = {
-        "iss": "payment-system",
-        "aud": "payment-system-api",
-        "sub": str(ALICE),
-        "typ": "access",
-        "iat": now,
-        "exp": now + 900,
-        "jti": str(new_id()),
-        "role": "user",
-        "sid": str(SESSION),
-    }
-    return {name: value for name, value in (good | changes).items() if value is not ...}
-
-
-def encode(part: bytes) -> bytes:
-    return base64.urlsafe_b64encode(part).rstrip(b"=")
+    return access_claims(ALICE, SESSION, **changes)
 
 
 def signed(payload: Any, header: Any = HEADER, secret: bytes = SECRET.encode(), digest: str = "sha256") -> str:
     """A token by RFC 7515 alone; `header` and `payload` may be bytes as they are."""
     parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, payload)]
-    head = b".".join(encode(part) for part in parts)
-    return (head + b"." + encode(hmac.digest(secret, head, digest))).decode()
+    head = b".".join(base64url(part) for part in parts)
+    return (head + b"." + base64url(hmac.digest(secret, head, digest))).decode()
 
 
 def assert_refused(token: str) -> None:

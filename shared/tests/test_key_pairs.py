@@ -1,6 +1,5 @@
 """ES256: what user-service alone can sign and everybody can verify, and what key confusion comes to."""
 
-import base64
 import hashlib
 import hmac
 import json
@@ -24,6 +23,7 @@ from shared.errors import UnauthorizedError
 from shared.ids import new_id
 from shared.settings import README_JWT_SECRET, Settings, SettingsError, load
 from shared.signing_keys import main, new_pair, private_number, private_pem, public_of, public_pem
+from shared.testing.tokens import access_claims, base64url
 
 ALICE, SESSION = new_id(), new_id()
 SECRET = "a secret that only the tests know, 40 bytes"
@@ -34,31 +34,14 @@ verifier = UserTokens(KeyPair(PUBLIC))
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Those of a good access token, with changes; `...` leaves a claim out."""
-    now = int(time.time())
-    good: dict[str, Any] = {
-        "iss": "payment-system",
-        "aud": "payment-system-api",
-        "sub": str(ALICE),
-        "typ": "access",
-        "iat": now,
-        "exp": now + 900,
-        "jti": str(new_id()),
-        "role": "user",
-        "sid": str(SESSION),
-    }
-    return {name: value for name, value in (good | changes).items() if value is not ...}
-
-
-def encode(part: bytes) -> bytes:
-    return base64.urlsafe_b64encode(part).rstrip(b"=")
+    return access_claims(ALICE, SESSION, **changes)
 
 
 def by_hmac(secret: bytes, alg: str, payload: dict[str, Any] | None = None) -> str:
     """A token by RFC 7515 alone, under any secret and whatever algorithm it claims."""
     header = {"alg": alg, "typ": "JWT"}
-    head = b".".join(encode(json.dumps(part).encode()) for part in (header, payload or claims()))
-    return (head + b"." + encode(hmac.digest(secret, head, hashlib.sha256))).decode()
+    head = b".".join(base64url(json.dumps(part).encode()) for part in (header, payload or claims()))
+    return (head + b"." + base64url(hmac.digest(secret, head, hashlib.sha256))).decode()
 
 
 def by_pyjwt(payload: dict[str, Any], key: Any = PRIVATE, headers: dict[str, Any] | None = None) -> str:
@@ -179,7 +162,7 @@ def test_each_mode_refuses_the_tokens_of_the_other() -> None:
 
 @pytest.mark.parametrize("alg", ["none", "None", "NONE", "nOnE", ""])
 def test_a_token_without_a_signature_is_refused(alg: str) -> None:
-    header = encode(json.dumps({"alg": alg, "typ": "JWT"}).encode()).decode()
+    header = base64url(json.dumps({"alg": alg, "typ": "JWT"}).encode()).decode()
     good = issuer.issue(ALICE, "user", SESSION)
     payload = good.split(".")[1]
 
@@ -203,10 +186,10 @@ def test_a_token_without_a_signature_is_refused(alg: str) -> None:
 )
 def test_a_header_with_advice_on_keys_is_refused(headers: dict[str, Any]) -> None:
     header = {"alg": "ES256", "typ": "JWT"} | headers
-    head = b".".join(encode(json.dumps(part).encode()) for part in (header, claims()))
+    head = b".".join(base64url(json.dumps(part).encode()) for part in (header, claims()))
     signature = jwt.get_algorithm_by_name("ES256").sign(head, jwt.get_algorithm_by_name("ES256").prepare_key(PRIVATE))
 
-    assert_refused((head + b"." + encode(signature)).decode())
+    assert_refused((head + b"." + base64url(signature)).decode())
 
 
 def test_a_key_that_comes_along_is_refused() -> None:
@@ -222,7 +205,7 @@ def test_zeros_are_no_signature() -> None:
     head = issuer.issue(ALICE, "user", SESSION).rpartition(".")[0]
 
     for signature in (b"", b"\x00" * 64, b"\x00" * 63, b"\x00" * 31 + b"\x01" + b"\x00" * 31 + b"\x01"):
-        assert_refused(f"{head}.{encode(signature).decode()}")
+        assert_refused(f"{head}.{base64url(signature).decode()}")
 
 
 @pytest.mark.parametrize("size", [4097, 2**20])
@@ -231,7 +214,7 @@ def test_a_long_token_is_refused_before_it_is_read(size: int) -> None:
 
 
 def test_a_deep_header_is_refused() -> None:
-    assert_refused(encode(b"[" * 100_000).decode() + "." + issuer.issue(ALICE, "user", SESSION).partition(".")[2])
+    assert_refused(base64url(b"[" * 100_000).decode() + "." + issuer.issue(ALICE, "user", SESSION).partition(".")[2])
 
 
 # ---------------------------------------------------------------------------------------------- keys and settings

@@ -23,7 +23,7 @@ from shared.ids import new_id
 from shared.settings import DEVELOPMENT_SERVICE_SECRET, README_JWT_SECRET
 from shared.signing_keys import new_pair
 from shared.testing.sandbox import sandbox_on
-from shared.testing.tokens import service_headers
+from shared.testing.tokens import base64url, service_headers
 from tests.platform import Platform, platform_on
 from tests.security.people import Actor, newcomer
 from tests.security.wire import head, status_of, talk
@@ -66,9 +66,9 @@ class Forger:
     def with_header(self, header: Any, secret: bytes | None = None, digest: str = "sha256") -> str:
         """A token with this header, and a MAC as a signature."""
         parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, self.claims())]
-        signed = b".".join(map(encode, parts))
+        signed = b".".join(map(base64url, parts))
         mac = hmac.digest(self.key.encode() if secret is None else secret, signed, digest)
-        return (signed + b"." + encode(mac)).decode()
+        return (signed + b"." + base64url(mac)).decode()
 
     def confused(self, secret: bytes) -> str:
         """The public key as the secret of a MAC: what a server believes that asks the token how to verify it."""
@@ -80,10 +80,6 @@ class Forger:
         return load_pem_public_key(self.public_pem.encode()).public_bytes(
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         )
-
-
-def encode(part: bytes) -> bytes:
-    return base64.urlsafe_b64encode(part).rstrip(b"=")
 
 
 def by_another_key(forger: Forger) -> str:
@@ -109,7 +105,7 @@ def unsigned(forger: Forger) -> str:
 def spliced(forger: Forger) -> str:
     """An admin's claims under the signature of somebody else's."""
     first, _, last = forger.alice.access.split(".")
-    return f"{first}.{encode(json.dumps(forger.claims(role='admin')).encode()).decode()}.{last}"
+    return f"{first}.{base64url(json.dumps(forger.claims(role='admin')).encode()).decode()}.{last}"
 
 
 ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -168,7 +164,7 @@ ATTACKS: Final[dict[str, Callable[[Forger], str]]] = {
     "refresh token": lambda f: f.alice.refresh,
     "too long": lambda f: f.signed(more="x" * 4096),
     "3000 deep header": lambda f: f.with_header(b"[" * 3_000),
-    "3000 deep payload": lambda f: f".{encode(b'[' * 3_000).decode()}.".join(f.alice.access.split(".")[::2]),
+    "3000 deep payload": lambda f: f".{base64url(b'[' * 3_000).decode()}.".join(f.alice.access.split(".")[::2]),
     "twice": lambda f: f"{f.alice.access}.{f.alice.access}",
     "two tokens": lambda f: f"{f.alice.access} {f.alice.access}",
 }
@@ -347,7 +343,7 @@ async def test_a_services_token_speaks_for_no_person(place: Place, service: str)
     "token",
     [
         pytest.param("a" * 2**20, id="1 MB"),
-        pytest.param(encode(b"[" * 100_000).decode() + ".e30.e30", id="100000 deep header"),
+        pytest.param(base64url(b"[" * 100_000).decode() + ".e30.e30", id="100000 deep header"),
         pytest.param("." * 100_000, id="100000 dots"),
     ],
 )

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.database import Asyncpg, CommitUnknownError, Database, LockTimeoutError, migrate
+from shared.database import Asyncpg, CommitUnknownError, LockTimeoutError, migrate
 from shared.errors import AppError, OutcomeUnknownError
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
+from shared.testing.counting import CountingDatabase
 from shared.testing.lines import losing_a_commit
 from shared.testing.sandbox import Sandbox
 from transaction_service.answers import Answer
@@ -25,24 +26,6 @@ from transaction_service.settings import TransactionSettings
 
 SHOP = new_id()
 OPEN = b"insert into transactions as t"
-
-
-class CountingDatabase(Database):
-    """A database that remembers what its batches have asked of it."""
-
-    def __init__(self, settings: TransactionSettings) -> None:
-        super().__init__(settings)
-        self.statements: list[str] = []
-
-    @asynccontextmanager
-    async def batch(self) -> AsyncIterator[Asyncpg]:
-        async with super().batch() as connection:
-            with connection.query_logger(self._note):
-                yield connection
-
-    def _note(self, record: Any) -> None:
-        if record.query[0].islower():  # asyncpg has some of its own, about types that a connection meets first
-            self.statements.append(record.query)
 
 
 @asynccontextmanager

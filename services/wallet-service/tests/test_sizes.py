@@ -1,18 +1,17 @@
 """How much goes into one transaction of the ledger, and how many statements it needs."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.database import Asyncpg, Database
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
+from shared.testing.counting import CountingDatabase
 from shared.testing.sandbox import Sandbox
 from shared.testing.tokens import Person
 from wallet_service.domain import Action, Posting, account_ref
@@ -57,20 +56,6 @@ async def test_units_are_not_split_and_a_large_one_is_a_transaction_alone(
 
     assert [{outcome["status"] for outcome in unit} for unit in outcomes] == [{"applied"}] * 5
     assert await sizes(rows, units) == [200, 100, 400, 2]
-
-
-class CountingDatabase(Database):
-    """A database that remembers what its batches have asked of it."""
-
-    def __init__(self, settings: WalletSettings) -> None:
-        super().__init__(settings)
-        self.statements: list[str] = []
-
-    @asynccontextmanager
-    async def batch(self) -> AsyncIterator[Asyncpg]:
-        async with super().batch() as connection:
-            with connection.query_logger(lambda record: self.statements.append(record.query)):
-                yield connection
 
 
 @pytest.mark.parametrize("actions", [["move"], ["hold"], ["move", "hold", "dispute", "move"]], ids="-".join)
