@@ -1,14 +1,19 @@
 """Batching without waiting: what arrives while batches are under way is the next batch."""
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from shared.errors import OutcomeUnknownError, UnavailableError
 from shared.http.context import enter_context
+
+CROWD: Final = 12
+CROWD_SECONDS: Final = 0.3
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,12 +84,13 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Call[Item, Result]] = deque()
         self._waiting_weight = 0
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._crowded_at = -math.inf
         self._closed = False
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is under way."""
-        return bool(self._in_flight)
+        """Whether there is a crowd: of late a batch had `CROWD` items or more, as they come faster than one by one."""
+        return time.monotonic() - self._crowded_at < CROWD_SECONDS
 
     async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:
         """One outcome an item, in their order; an item's exception is its outcome and never raised.
@@ -132,9 +138,12 @@ class Batcher(Generic[Item, Result]):
         if not parts:  # they went with the batch before
             return
         self._start()  # what did not fit may have a place of its own
+        batch = tuple(item for _, items in parts for item in items)
+        if len(batch) >= CROWD:
+            self._crowded_at = time.monotonic()
         outcomes: list[Result | Exception] | Exception = OutcomeUnknownError()
         try:
-            outcomes = await self._outcomes(tuple(item for _, items in parts for item in items))
+            outcomes = await self._outcomes(batch)
         finally:
             _answer(parts, outcomes)
 
