@@ -91,6 +91,7 @@ class DatabaseSettings(Settings):
     postgres_host: str = "localhost"
     postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_db: str = "payment_system"
+    migrate_at_start: bool | None = None  # None: in development only
 
     mongo_user: str = ""
     mongo_password: SecretStr = SecretStr("")
