@@ -1,6 +1,7 @@
 """Each service's image: what is in it, and when it refuses to start."""
 
 import json
+import signal
 
 import pytest
 
@@ -86,3 +87,17 @@ def test_a_wrong_setting_stops_the_start(docker: Docker) -> None:
 
     assert status == 1
     assert sentence.startswith("RATE_LIMIT_PER_MINUTE: Input should be a valid integer")
+
+
+def test_told_to_end_a_container_ends_by_itself(docker: Docker) -> None:
+    """As the first process of a container, which has no default for SIGTERM."""
+    container = docker("run", "-d", "--read-only", "api-gateway").stdout.strip()
+    try:
+        ready = "until python -m shared.probe 8000; do sleep 0.2; done"
+        docker("exec", container, "timeout", "60", "sh", "-c", ready)
+        docker("stop", "--time", "30", container)
+        [found] = docker.inspect(container)
+    finally:
+        docker("rm", "-f", container)
+
+    assert found["State"]["ExitCode"] in (0, 128 + signal.SIGTERM)
