@@ -3,15 +3,23 @@
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.database import require_current_schema
 from shared.settings import ROOT
-from shared.testing.sandbox import Sandbox
+from shared.testing.sandbox import Sandbox, sandbox_on
 from wallet_service.settings import WalletSettings
 
 FOLDER = ROOT / "services" / "wallet-service"
+
+
+@pytest.fixture
+async def fresh(engines: dict[str, str]) -> AsyncIterator[Sandbox]:
+    """A database that nothing was done to."""
+    async with sandbox_on(engines) as sandbox:
+        yield sandbox
 
 
 async def migrate(sandbox: Sandbox, **change: str) -> tuple[int | None, str]:
@@ -30,18 +38,18 @@ async def migrate(sandbox: Sandbox, **change: str) -> tuple[int | None, str]:
     return process.returncode, written.decode()
 
 
-async def test_it_migrates_once_and_finds_nothing_to_do_then(sandbox: Sandbox) -> None:
+async def test_it_migrates_once_and_finds_nothing_to_do_then(fresh: Sandbox) -> None:
     done = (0, "The schema of wallet-service is up to date.\n")
 
-    assert await migrate(sandbox) == done
-    assert await migrate(sandbox) == done
+    assert await migrate(fresh) == done
+    assert await migrate(fresh) == done
 
 
-async def test_a_login_that_is_not_the_owner_sees_how_far_the_schema_is(sandbox: Sandbox) -> None:
-    assert (await migrate(sandbox))[0] == 0
-    login = await sandbox.another_login()
-    settings = sandbox.settings(WalletSettings, **{name.lower(): value for name, value in login.items()})
-    owner = await sandbox.connect()
+async def test_a_login_that_is_not_the_owner_sees_how_far_the_schema_is(fresh: Sandbox) -> None:
+    assert (await migrate(fresh))[0] == 0
+    login = await fresh.another_login()
+    settings = fresh.settings(WalletSettings, **{name.lower(): value for name, value in login.items()})
+    owner = await fresh.connect()
     try:
         await owner.execute(f"grant wallet_service to {settings.postgres_user}")
         await require_current_schema(settings, FOLDER)
@@ -60,17 +68,17 @@ async def test_a_login_that_is_not_the_owner_sees_how_far_the_schema_is(sandbox:
     ],
     ids=["server", "setting", "secret"],
 )
-async def test_what_stops_it_is_said_in_a_sentence(sandbox: Sandbox, change: dict[str, str], sentence: str) -> None:
-    status, written = await migrate(sandbox, **change)
+async def test_what_stops_it_is_said_in_a_sentence(fresh: Sandbox, change: dict[str, str], sentence: str) -> None:
+    status, written = await migrate(fresh, **change)
 
     assert status == 1
     assert written.startswith(sentence)
     assert written.count("\n") == 1
 
 
-async def test_a_migration_that_fails_leaves_the_schema_as_it_was(sandbox: Sandbox) -> None:
-    assert (await migrate(sandbox))[0] == 0
-    connection = await sandbox.connect()
+async def test_a_migration_that_fails_leaves_the_schema_as_it_was(fresh: Sandbox) -> None:
+    assert (await migrate(fresh))[0] == 0
+    connection = await fresh.connect()
     try:
         await connection.execute("update wallets.alembic_version set version_num = '0002'")
         await connection.execute("drop table wallets.people, wallets.inbox")
@@ -78,7 +86,7 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(sandbox: Sandb
         tables = "select tablename from pg_tables where schemaname = 'wallets' order by 1"
         before = await connection.fetch(tables)
 
-        status, written = await migrate(sandbox)
+        status, written = await migrate(fresh)
 
         assert status == 1
         assert written == (
@@ -87,5 +95,19 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(sandbox: Sandb
         )
         assert await connection.fetch(tables) == before
         assert await connection.fetchval("select version_num from wallets.alembic_version") == "0002"
+    finally:
+        await connection.close()
+
+
+async def test_a_schema_ahead_of_the_code_is_left_alone(fresh: Sandbox) -> None:
+    assert (await migrate(fresh))[0] == 0
+    connection = await fresh.connect()
+    try:
+        await connection.execute("update wallets.alembic_version set version_num = '9999'")
+        assert await migrate(fresh) == (
+            1,
+            "The migrations in wallet-service cannot be run: Can't locate revision identified by '9999'\n",
+        )
+        assert await connection.fetchval("select version_num from wallets.alembic_version") == "9999"
     finally:
         await connection.close()

@@ -8,7 +8,7 @@ import pytest
 
 from infrastructure.embedded import ports
 from tests.compose import engine
-from tests.compose.engine import Docker, Stack
+from tests.compose.engine import KRAFT, Docker, Stack
 
 PROJECT: Final = "payment-system-check"
 PORTS: Final = (*range(8000, 8007), 5432, 27017, 6379, 9092, 9090, 3000, 1025, 8025)
@@ -40,13 +40,19 @@ def images(docker: Docker) -> None:
         docker(*build, limit_seconds=BUILD_LIMIT_SECONDS)
 
 
+def remove(stack: Stack) -> None:
+    """End it on either Kafka; each has a volume that the other one does not know."""
+    Stack(stack.docker, stack.project, KRAFT).down("--volumes")
+    stack.down("--volumes")
+
+
 @pytest.fixture(scope="module")
 def stack(docker: Docker) -> Iterator[Stack]:
     """The platform's compose file under a name of its own; every trace is gone afterwards."""
     stack = Stack(docker, PROJECT)
-    stack.down("--volumes")
+    remove(stack)
     taken = [port for port in PORTS if not ports.is_free(port)]
     if taken:
         pytest.fail(f"ports are taken: {taken}; stop what runs there (docker-compose down, make down)")
     yield stack
-    stack.down("--volumes")
+    remove(stack)

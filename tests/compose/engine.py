@@ -17,6 +17,8 @@ ENGINE_LIMIT_SECONDS: Final = 600.0
 # For machines that reach no image registry: makes an engine, and images of the same programs.
 OWN_ENGINE: Final = ROOT.parent / "shared" / "tools" / "container-engine.sh"
 
+KRAFT: Final = ("docker-compose.yml", "docker-compose.kraft.yml")
+
 Done = subprocess.CompletedProcess[str]
 
 

@@ -18,7 +18,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from shared.settings import ROOT
-from tests.compose.engine import Docker, Stack
+from tests.compose.engine import KRAFT, Docker, Stack
 from tests.compose.people import PASSWORD, Customer, new_customer
 
 GATEWAY: Final = "http://localhost:8000"
@@ -257,7 +257,7 @@ def test_with_the_readmes_env_file_it_is_the_same(stack: Stack, customer: Custom
 
 async def test_kafka_4_needs_no_zookeeper(stack: Stack, customer: Customer) -> None:
     stack.down()
-    kraft = Stack(stack.docker, stack.project, ("docker-compose.yml", "docker-compose.kraft.yml"))
+    kraft = Stack(stack.docker, stack.project, KRAFT)
     kraft.up()
 
     assert_well()
