@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile create-admin keys reset install test bench bench-ledger bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ install: python ## Make the virtual environment .venv, or bring it up to date
 
 test: install ## Run the tests, on engines of their own (ARGS="-k transfer" runs some)
 	@$(VENV) -m pytest $(ARGS)
+
+compose-test: install ## Build the images and try the compose files on a Docker engine (some ten minutes)
+	@$(VENV) -m pytest tests/compose $(ARGS)
 
 bench: install ## Measure the whole platform, on engines of its own: docs/benchmarks.md
 	@$(VENV) tests/load/platform_bench.py $(ARGS)

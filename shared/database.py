@@ -16,6 +16,7 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, MetaData, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -224,6 +225,17 @@ async def with_retries(work: Callable[[], Awaitable[Result]]) -> Result:
 # ---------------------------------------------------------------------------------------- migrations
 
 
+# A service whose login does not own the schema compares its revision, too.
+_SHOW_REVISION: Final = """
+do $$
+begin
+    if to_regclass('{schema}.alembic_version') is not null then
+        grant select on {schema}.alembic_version to {role};
+    end if;
+end $$
+"""
+
+
 async def migrate(settings: DatabaseSettings, folder: Path) -> None:
     """Bring the service's schema up to date; of several processes one migrates and the others wait."""
     await _on_migration_connection(settings, lambda connection: _upgrade(connection, folder))
@@ -270,6 +282,7 @@ def run_migrations(settings: DatabaseSettings, metadata: MetaData) -> None:
         try:
             with context.begin_transaction():
                 context.run_migrations()
+            connection.execute(text(_SHOW_REVISION.format(schema=settings.schema_name, role=settings.role)))
         finally:
             connection.execute(text(f"select pg_advisory_unlock({lock})"))
             connection.commit()
@@ -279,6 +292,18 @@ def run_migrations(settings: DatabaseSettings, metadata: MetaData) -> None:
         migrate_on(given)
     else:
         asyncio.run(_on_migration_connection(settings, migrate_on))
+
+
+def upgrade(folder: Path) -> None:
+    """What `alembic upgrade head` does in a service's folder; raises SettingsError when it cannot be done."""
+    try:
+        command.upgrade(_alembic_config(folder), "head")
+    except CommandError as error:
+        raise SettingsError(f"The migrations in {folder.name} cannot be run: {error}") from error
+    except DBAPIError as error:
+        raise SettingsError(
+            f"A migration in {folder.name} failed and was rolled back: {error.orig and error.orig.__cause__}"
+        ) from error
 
 
 def _upgrade(connection: Connection, folder: Path) -> None:
@@ -355,8 +380,12 @@ def _role_statements(settings: DatabaseSettings) -> list[str]:
 
 
 async def prepare_schema(settings: DatabaseSettings, folder: Path) -> None:
-    """At a service's start: migrate in development; elsewhere that is a step of its own, and only checked."""
-    if settings.environment == "development":
+    """At a service's start: migrate in development; elsewhere that is a step of its own, and only checked.
+
+    `MIGRATE_AT_START` decides otherwise.
+    """
+    at_start = settings.migrate_at_start
+    if at_start if at_start is not None else settings.environment == "development":
         await migrate(settings, folder)
     else:
         await require_current_schema(settings, folder)

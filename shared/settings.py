@@ -16,6 +16,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 README_JWT_SECRET: Final = "your-super-secret-jwt-key-change-in-production"  # noqa: S105 - refused in production
 DEVELOPMENT_SERVICE_SECRET: Final = "development-only-service-secret-change-me"  # noqa: S105 - same
+README_POSTGRES_PASSWORD: Final = "paymentpass"  # noqa: S105 - same
+README_MONGO_PASSWORD: Final = "mongopass"  # noqa: S105 - same
 MIN_SECRET_BYTES: Final = 32
 
 
@@ -87,10 +89,11 @@ class DatabaseSettings(Settings):
     schema_name: ClassVar[str]  # "wallets": the Postgres schema, the topic's and the audit collection's first part
 
     postgres_user: str = "paymentuser"
-    postgres_password: SecretStr = SecretStr("paymentpass")
+    postgres_password: SecretStr = SecretStr(README_POSTGRES_PASSWORD)
     postgres_host: str = "localhost"
     postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_db: str = "payment_system"
+    migrate_at_start: bool | None = None  # None: in development only
 
     mongo_user: str = ""
     mongo_password: SecretStr = SecretStr("")
@@ -102,6 +105,18 @@ class DatabaseSettings(Settings):
     kafka_producer_idempotence: bool = True
     kafka_replication_factor: int = Field(default=1, ge=1, le=7)
     kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+
+    @model_validator(mode="after")
+    def _refuse_known_passwords(self) -> Self:
+        if self.environment == "development":
+            return self
+        known = {"postgres_password": README_POSTGRES_PASSWORD, "mongo_password": README_MONGO_PASSWORD}
+        for name, default in known.items():
+            if getattr(self, name).get_secret_value() == default:
+                raise ValueError(
+                    f"{name.upper()} must be set to a password of your own when ENVIRONMENT is {self.environment}."
+                )
+        return self
 
     def postgres_url(self) -> "URL":
         """SQLAlchemy's URL of the database, for asyncpg."""

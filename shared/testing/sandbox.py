@@ -58,11 +58,18 @@ class Sandbox:
         """Make the database; the rest is made by whoever uses it first."""
         await self._maintain(f"create database {self.environment['POSTGRES_DB']}")
 
+    async def another_login(self) -> dict[str, str]:
+        """Variables of a login that owns nothing, with a password that is not the known one."""
+        name, password = f"test_{self._suffix}", secrets.token_hex(16)
+        await self._maintain(f"create role {name} login password '{password}'")
+        return {"POSTGRES_USER": name, "POSTGRES_PASSWORD": password}
+
     async def drop(self) -> None:
         """Remove every trace."""
         connection = await self.connect(self._maintenance_db)
         try:
             await drop_database(connection, self.environment["POSTGRES_DB"])
+            await connection.execute(f"drop role if exists test_{self._suffix}")
         finally:
             await connection.close()
         await asyncio.to_thread(self._drop_mongo)

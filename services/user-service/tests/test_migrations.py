@@ -29,6 +29,27 @@ async def tables(sandbox: Sandbox) -> set[str]:
     return {row["tablename"] for row in found}
 
 
+async def outside_development(sandbox: Sandbox, environment: str) -> UserSettings:
+    login = await sandbox.another_login()
+    return sandbox.settings(
+        UserSettings,
+        environment=environment,
+        jwt_secret_key="j" * 32,
+        service_secret_key="s" * 32,
+        **{name.lower(): value for name, value in login.items()},
+    )
+
+
+async def migrate_for(settings: UserSettings, sandbox: Sandbox) -> None:
+    """Migrate as the owner, and let the login of these settings work as the service's role."""
+    await migrate(sandbox.settings(UserSettings), FOLDER)
+    connection = await sandbox.connect()
+    try:
+        await connection.execute(f"grant {settings.role} to {settings.postgres_user}")
+    finally:
+        await connection.close()
+
+
 async def test_the_migrations_go_up_down_and_up_and_the_models_have_nothing_more(fresh: Sandbox) -> None:
     await alembic(fresh, FOLDER, "upgrade", "head")
     await alembic(fresh, FOLDER, "check")
@@ -52,25 +73,29 @@ async def test_of_three_that_migrate_at_once_one_does(fresh: Sandbox) -> None:
 async def test_outside_development_a_schema_that_is_behind_stops_the_start_and_is_left_alone(
     fresh: Sandbox, environment: str
 ) -> None:
-    settings = fresh.settings(
-        UserSettings, environment=environment, jwt_secret_key="j" * 32, service_secret_key="s" * 32
-    )
+    settings = await outside_development(fresh, environment)
 
     with pytest.raises(SettingsError, match="run `alembic upgrade head` in user-service first"):
         await prepare_schema(settings, FOLDER)
     assert await tables(fresh) == set()
 
-    await migrate(settings, FOLDER)
+    await migrate_for(settings, fresh)
     await prepare_schema(settings, FOLDER)
     assert await tables(fresh) == {"users", "sessions", "outbox", "alembic_version"}
 
 
+async def test_in_development_too_a_start_can_be_told_not_to_migrate(fresh: Sandbox) -> None:
+    settings = fresh.settings(UserSettings, migrate_at_start=False)
+
+    with pytest.raises(SettingsError, match="run `alembic upgrade head` in user-service first"):
+        await prepare_schema(settings, FOLDER)
+    assert await tables(fresh) == set()
+
+
 async def test_a_schema_that_is_ahead_of_the_code_stops_no_start(fresh: Sandbox) -> None:
     """While a release rolls out, the old code starts again on the new schema."""
-    settings = fresh.settings(
-        UserSettings, environment="production", jwt_secret_key="j" * 32, service_secret_key="s" * 32
-    )
-    await migrate(settings, FOLDER)
+    settings = await outside_development(fresh, "production")
+    await migrate_for(settings, fresh)
     connection = await fresh.connect()
     try:
         await connection.execute("update users.alembic_version set version_num = '9999'")

@@ -13,6 +13,7 @@ from shared.testing.sandbox import Sandbox
 
 FOLDER = Path(__file__).parent.parent
 PRIVATE, PUBLIC = new_pair()
+OWN_SECRETS = {"JWT_SECRET_KEY": "j" * 32, "SERVICE_SECRET_KEY": "s" * 32}
 
 
 async def start(sandbox: Sandbox, **change: str) -> tuple[int | None, list[str]]:
@@ -43,10 +44,7 @@ async def start(sandbox: Sandbox, **change: str) -> tuple[int | None, list[str]]
         ),
         ({"POSTGRES_DB": "not_there"}, 'database "not_there" does not exist'),
         ({"POSTGRES_PORT": "1"}, "PostgreSQL at 127.0.0.1:1 cannot be used"),
-        (
-            {"ENVIRONMENT": "staging", "JWT_SECRET_KEY": "j" * 32, "SERVICE_SECRET_KEY": "s" * 32},
-            "run `alembic upgrade head` in user-service first.",
-        ),
+        ({"MIGRATE_AT_START": "false"}, "run `alembic upgrade head` in user-service first."),
     ],
     ids=["password", "database", "server", "schema"],
 )
@@ -71,6 +69,14 @@ async def test_a_database_that_cannot_be_used_is_named(
             {"ENVIRONMENT": "production", "JWT_SECRET_KEY": "j" * 32, "SERVICE_SECRET_KEY": "short"},
             "SERVICE_SECRET_KEY must be set to a secret of at least 32 bytes of your own",
         ),
+        (
+            {"ENVIRONMENT": "staging"} | OWN_SECRETS,
+            "POSTGRES_PASSWORD must be set to a password of your own when ENVIRONMENT is staging.",
+        ),
+        (
+            {"ENVIRONMENT": "staging", "POSTGRES_PASSWORD": "p" * 16, "MONGO_PASSWORD": "mongopass"} | OWN_SECRETS,
+            "MONGO_PASSWORD must be set to a password of your own when ENVIRONMENT is staging.",
+        ),
         ({"JWT_PUBLIC_KEY": "a key"}, "JWT_PUBLIC_KEY: Must be a public key on the curve P-256 in PEM"),
         ({"JWT_PRIVATE_KEY": PUBLIC}, "JWT_PRIVATE_KEY: Must be a private key on the curve P-256 in PEM"),
         ({"JWT_PUBLIC_KEY": PUBLIC}, "JWT_PRIVATE_KEY and JWT_PUBLIC_KEY must be set together"),
@@ -80,7 +86,18 @@ async def test_a_database_that_cannot_be_used_is_named(
             "JWT_PRIVATE_KEY and JWT_PUBLIC_KEY are not a pair",
         ),
     ],
-    ids=["port", "known secret", "short secret", "no key", "public as private", "half", "other half", "no pair"],
+    ids=[
+        "port",
+        "known secret",
+        "short secret",
+        "known password",
+        "other known password",
+        "no key",
+        "public as private",
+        "half",
+        "other half",
+        "no pair",
+    ],
 )
 async def test_a_setting_that_cannot_be_is_named(sandbox: Sandbox, change: dict[str, str], sentence: str) -> None:
     status, [line] = await start(sandbox, **change)
