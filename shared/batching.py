@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 from shared.errors import OutcomeUnknownError, UnavailableError
 from shared.http.context import enter_context
 
-CROWD: Final = 12
+CROWD: Final = 12  # items in a batch: so many arrive during the one before
 CROWD_SECONDS: Final = 0.3
 
 Item = TypeVar("Item")
@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def busy(self) -> bool:
-        """Whether there is a crowd: of late a batch had `CROWD` items or more, as they come faster than one by one."""
+        """Whether there is a crowd: a batch of the last moments had `CROWD` items or more."""
         return time.monotonic() - self._crowded_at < CROWD_SECONDS
 
     async def submit(self, items: Sequence[Item]) -> list[Result | Exception]:

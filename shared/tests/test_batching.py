@@ -5,13 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.batching import Batcher
+from shared.batching import CROWD, CROWD_SECONDS, Batcher
 from shared.database import CommitUnknownError, with_retries
 from shared.errors import OutcomeUnknownError, UnavailableError
 from shared.http.context import RequestContext, current_context, enter_context
@@ -736,3 +737,19 @@ def test_every_item_gets_its_own_outcome_whatever_comes_when(
     everything = [thing for items in submitted for thing in items]
     assert begun == everything  # in the order of arrival
     assert sorted(done, key=everything.index) == [t for t in everything if t.fate != "refused by an exception"]
+
+
+async def test_a_batch_of_a_dozen_is_a_crowd_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("shared.batching.time", SimpleNamespace(monotonic=lambda: now))
+    batcher = Batcher[str, str](Work())
+
+    assert not batcher.busy
+    await batcher.submit(["a"] * (CROWD - 1))
+    assert not batcher.busy
+    await batcher.submit(["a"] * CROWD)
+    assert batcher.busy
+    await batcher.submit(["a"])
+    assert batcher.busy
+    now += 2 * CROWD_SECONDS
+    assert not batcher.busy
