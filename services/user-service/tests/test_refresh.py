@@ -19,6 +19,7 @@ from shared.signing_keys import new_pair
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
 from user_service.app import create_app
+from user_service.domain import InvalidRefreshTokenError
 from user_service.refresh_tokens import RefreshTokens
 from user_service.settings import UserSettings
 from user_service.testing import Session, event_of, somebody
@@ -159,6 +160,18 @@ async def test_a_copy_is_told_of_once(client: httpx.AsyncClient, rows: Rows) -> 
     assert {answer.status_code for answer in answers} == {401}
     told = await rows("select payload from outbox where payload like '%session_reused%'")
     assert len(told) == 1
+
+
+def test_a_token_has_one_spelling() -> None:
+    tokens = RefreshTokens(README_JWT_SECRET.encode())
+    token = base64.urlsafe_b64encode(b"\xff" * 56).rstrip(b"=").decode()
+    assert tokens.read(token).generation == 2**64 - 1
+
+    for last in "9+/-_":  # the same four bits, and others in the two that nobody reads
+        with pytest.raises(InvalidRefreshTokenError):
+            tokens.read(token[:-1] + last)
+    with pytest.raises(InvalidRefreshTokenError):
+        tokens.read(token.replace("_", "/"))
 
 
 async def test_garbage_ends_nothing(client: httpx.AsyncClient, rows: Rows) -> None:

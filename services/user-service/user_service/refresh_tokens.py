@@ -42,7 +42,7 @@ class RefreshTokens:
     def issue(self, session_id: UUID, generation: int, nonce: bytes) -> str:
         """The token of this generation."""
         claims = _CLAIMS.pack(session_id.bytes, generation)
-        return base64.urlsafe_b64encode(claims + self._mac(claims, nonce)).rstrip(b"=").decode()
+        return _encoded(claims + self._mac(claims, nonce))
 
     def read(self, token: str) -> Presented:
         """What a token says of itself, yet unproven; raises InvalidRefreshTokenError."""
@@ -52,6 +52,8 @@ class RefreshTokens:
             decoded = base64.b64decode(token + "=" * (-_LENGTH % 4), altchars=b"-_", validate=True)
         except binascii.Error:
             raise InvalidRefreshTokenError from None
+        if _encoded(decoded) != token:  # Python's base64 reads one token in several spellings
+            raise InvalidRefreshTokenError
         session_id, generation = _CLAIMS.unpack_from(decoded)
         return Presented(UUID(bytes=session_id), generation, decoded[_CLAIMS.size :])
 
@@ -62,3 +64,7 @@ class RefreshTokens:
 
     def _mac(self, claims: bytes, nonce: bytes) -> bytes:
         return hmac.digest(self._key, claims + nonce, "sha256")
+
+
+def _encoded(token: bytes) -> str:
+    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
