@@ -1,8 +1,8 @@
-"""A service that costs nothing: answers every request with the same small JSON."""
+"""A service that costs nothing: answers every request with the same small JSON, and counts those for itself."""
 
 import asyncio
 from multiprocessing.connection import Connection as Pipe
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import uvloop
 
@@ -16,8 +16,12 @@ BODY = (
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 
 
+PORT, QUESTIONS = "port", "questions"
+QUESTION = b" /internal/sessions/"
+
+
 def serve(pipe: "Pipe[Any, Any]") -> None:
-    """Serve in a process of its own; its port is the answer to the first question."""
+    """Serve in a process of its own, which tells its PORT, and how many QUESTIONS about sessions have come."""
     uvloop.run(_serve(pipe))
 
 
@@ -25,15 +29,16 @@ async def _serve(pipe: "Pipe[Any, Any]") -> None:
     server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 
-    async def which(_: object) -> int:
-        return int(port)
+    async def tell(asked: str) -> int:
+        return {PORT: port, QUESTIONS: _Connection.questions}[asked]
 
-    await answering(pipe, which)
+    await answering(pipe, tell)
     server.close()
 
 
 class _Connection(asyncio.Protocol):
     __slots__ = ("_rest", "_transport")
+    questions: ClassVar[int] = 0  # of all connections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -46,5 +51,6 @@ class _Connection(asyncio.Protocol):
             if len(data) < size:
                 break
             self._transport.write(ANSWER)
+            _Connection.questions += data.startswith(QUESTION, data.index(b" "))
             data = data[size:]
         self._rest = data

@@ -26,7 +26,7 @@ from infrastructure.embedded.stack import Stack  # noqa: E402 - same
 from infrastructure.embedded.waiting import wait_until  # noqa: E402 - same
 from shared.ids import new_id  # noqa: E402 - same
 from shared.testing.tokens import Person  # noqa: E402 - same
-from tests.load import backend, generator, profiling  # noqa: E402 - same
+from tests.load import backend, generator, heartbeat, profiling  # noqa: E402 - same
 from tests.load.generator import Driven, Load  # noqa: E402 - same
 from tests.load.measuring import cpu_seconds_of, machine, memory_of, peak_rss_of  # noqa: E402 - same
 from tests.load.own_process import Worker, own_process  # noqa: E402 - same
@@ -53,7 +53,7 @@ class Place:
     """Two that forward to the same stand-in, by their names, and who calls them."""
 
     forwarders: Mapping[str, Process]
-    backend_pid: int
+    behind: Worker
     load: Worker
     requests: Sequence[bytes]
     connections: int
@@ -89,12 +89,16 @@ def run(options: argparse.Namespace) -> bool:
     with _place(options.connections) as place:
         print(machine())
         print(f"{options.connections} connections, the best of {options.rounds} rounds of {options.seconds:g} s\n")
+        for name in place.forwarders:
+            place.drive(name, WARM_UP_SECONDS)
+        asked = place.behind.ask(backend.QUESTIONS)
         turns = _turns(place, options.rounds, options.seconds)
+        questions = place.behind.ask(backend.QUESTIONS) - asked
         best = {name: max(each, key=lambda turn: turn.per_cpu_second) for name, each in turns.items()}
         _print(best)
         errors = sum(turn.driven.errors for each in turns.values() for turn in each)
         ratio = best[GATEWAY].per_cpu_second / best[BARE].per_cpu_second
-        print(f"errors: {errors}")
+        print(f"errors: {errors}; questions about sessions: {questions} (0 wanted)")
         print(
             f"gateway: {best[GATEWAY].per_cpu_second:,.0f} requests per second of its core ({RATE_WANTED:,} wanted)"
         )
@@ -103,17 +107,15 @@ def run(options: argparse.Namespace) -> bool:
             with profiling.profiled(GATEWAY, place.forwarders[GATEWAY].pid, options.seconds):
                 place.drive(GATEWAY, options.seconds)
         flat = _memory(place, options.memory)
-    return not errors and ratio >= RATIO_WANTED and flat
+    return not errors and not questions and ratio >= RATIO_WANTED and flat
 
 
 def _turns(place: Place, rounds: int, seconds: float) -> dict[str, list[Turn]]:
     """They take turns, so that a busy machine is unfair to both alike."""
     turns: dict[str, list[Turn]] = {name: [] for name in place.forwarders}
-    for name in place.forwarders:
-        place.drive(name, WARM_UP_SECONDS)
     for _ in range(rounds):
         for name, process in place.forwarders.items():
-            pids = (process.pid, place.backend_pid, place.load.pid)
+            pids = (process.pid, place.behind.pid, place.load.pid)
             before = [cpu_seconds_of(pid) for pid in pids]
             driven = place.drive(name, seconds)
             own, *others = (cpu_seconds_of(pid) - begun for pid, begun in zip(pids, before, strict=True))
@@ -167,14 +169,19 @@ def _place(connections: int) -> Iterator[Place]:
         try:
             os.sched_setaffinity(0, {OTHER_CORE})  # and with this process its children
             redis = stack.start(["redis"])
-            with own_process(backend.serve) as behind, own_process(generator.serve) as load:
-                url = f"http://127.0.0.1:{behind.ask('port')}"
+            with (
+                own_process(backend.serve) as behind,
+                own_process(generator.serve) as load,
+                own_process(heartbeat.serve, redis["REDIS_HOST"], redis["REDIS_PORT"]) as heart,
+            ):
+                assert heart.ask("told?")
+                url = f"http://127.0.0.1:{behind.ask(backend.PORT)}"
                 urls = {f"{each.name.upper().replace('-', '_')}_URL": url for each in services.SERVICES}
                 told = {**os.environ, **redis, **urls, **SETTINGS, "BARE_FORWARD_URL": url}
                 for name, directory in ((GATEWAY, ROOT / services.GATEWAY.folder), (BARE, ROOT / "tests/load/bare")):
                     started.append(_served(stack.directory, name, directory, told))
                 forwarders = dict(zip((GATEWAY, BARE), started, strict=True))
-                yield Place(forwarders, behind.pid, load, _requests(), connections)
+                yield Place(forwarders, behind, load, _requests(), connections)
         finally:
             for process in started:
                 processes.end(process)
