@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from shared.batching import Batcher
 from shared.metrics import CacheMetrics
-from shared.redis import OUT, TIMEOUT_SECONDS
+from shared.redis import OUT, longest_wait
 
 # After a failure, until the writer tries Redis again: soon at first, as a stalled event loop looks like an outage.
 MIN_BACKOFF_SECONDS: Final = 0.05
@@ -144,13 +144,13 @@ class Cache(Generic[Value]):
         self.put({key: Versioned(version, None) for key, version in versions.items()})
 
     async def settle(self) -> None:
-        """Return when what was put is in Redis for all to see, after 50 ms at most; at once while Redis is out."""
+        """Return when what was put is in Redis for all to see, or had its time; at once while Redis is out."""
         if self._out or not (self._unwritten or self._lost):
             return
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settling.append((self._puts, written))
         self._start()
-        await asyncio.wait([written], timeout=TIMEOUT_SECONDS)
+        await asyncio.wait([written], timeout=longest_wait(self._redis))
 
     async def close(self) -> None:
         """Write what is left, if Redis takes it; put and get nothing afterwards."""

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     redis_port: int = Field(default=6379, ge=1, le=65535)
     redis_db: int = Field(default=0, ge=0, le=15)
     redis_password: SecretStr = SecretStr("")
+    redis_timeout_ms: int = Field(default=50, ge=1, le=5_000)  # whoever waits longer does without
     redis_key_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._:-]*$")
 
     @model_validator(mode="after")

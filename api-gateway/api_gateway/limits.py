@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError
 
 from shared.batching import Batcher
 from shared.errors import AppError
-from shared.redis import OUT, TIMEOUT_SECONDS
+from shared.redis import OUT, longest_wait
 
 WINDOW_SECONDS: Final = 60.0
 LOT_SECONDS: Final = 1.0
@@ -267,7 +267,7 @@ class RateLimiter:
             if self._out:
                 self._out_until = now + BACK_OFF_SECONDS  # while this one tries, others do without
             try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
+                async with asyncio.timeout(longest_wait(self._redis)):
                     await self._lease(asked, now)
             except OUT as error:
                 self._lost(error)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-import api_gateway.limits
 import shared.redis
 from api_gateway.addresses import ClientAddresses
 from api_gateway.admission import Admission
@@ -32,10 +31,10 @@ async def valkey() -> AsyncIterator[OwnValkey]:
 @pytest.fixture
 async def admission(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Admit]:
     """Makes an admission with settings like those of the environment."""
-    monkeypatch.setattr(shared.redis, "TIMEOUT_SECONDS", 10.0)
-    monkeypatch.setattr(api_gateway.limits, "TIMEOUT_SECONDS", 10.0)
     monkeypatch.setenv("ENV_FILE", "")
-    redis = shared.redis.connect(GatewaySettings(_env_file=None, redis_host="127.0.0.1", redis_port=valkey.port))
+    redis = shared.redis.connect(
+        GatewaySettings(_env_file=None, redis_host="127.0.0.1", redis_port=valkey.port, redis_timeout_ms=5_000)
+    )
     limiter = RateLimiter(redis, f"test-{secrets.token_hex(4)}:", CollectorRegistry())
 
     def make(**variables: Any) -> Admission:

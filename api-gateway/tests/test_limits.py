@@ -114,8 +114,7 @@ async def make(valkey: OwnValkey, prefix: str) -> AsyncIterator[Make]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine 50 ms pass now and then, and then each process goes on alone, which is not the question."""
-    monkeypatch.setattr(shared.redis, "TIMEOUT_SECONDS", 10.0)
-    monkeypatch.setattr(api_gateway.limits, "TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setenv("REDIS_TIMEOUT_MS", "5000")
 
 
 async def calls_of(process: Process) -> int:

@@ -34,6 +34,7 @@ class Sandbox:
             "POSTGRES_DB": f"test_{self._suffix}",
             "MONGO_DB": f"test_{self._suffix}",
             "KAFKA_TOPIC_PREFIX": f"test-{self._suffix}-",
+            "REDIS_TIMEOUT_MS": "2000",  # a busy machine is no broken Redis; who breaks it has a shorter one
             "REDIS_KEY_PREFIX": f"test-{self._suffix}:",
             "USER_SERVICE_URL": "http://127.0.0.1:1",  # nobody's, unless a test has one of its own
         }

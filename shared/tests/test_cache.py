@@ -111,7 +111,7 @@ async def valkey() -> AsyncIterator[OwnValkey]:
 @pytest.fixture
 async def breakable(sandbox: Sandbox, valkey: OwnValkey) -> AsyncIterator[Place]:
     """As `place`, on a Valkey that may be killed and frozen."""
-    settings = sandbox.settings(Settings, redis_host="127.0.0.1", redis_port=valkey.port)
+    settings = sandbox.settings(Settings, redis_host="127.0.0.1", redis_port=valkey.port, redis_timeout_ms=50)
     async with place_on(settings) as place:
         yield place
 

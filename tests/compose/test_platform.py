@@ -260,7 +260,7 @@ async def test_kafka_4_needs_no_zookeeper(stack: Stack, customer: Customer) -> N
     kraft = Stack(stack.docker, stack.project, KRAFT)
     kraft.up()
 
-    assert_well()
+    eventually(lambda: health()["status"] == "ok")
     assert "zookeeper" not in kraft.containers()
     someone = new_customer(GATEWAY)
     assert someone.user_id in await subjects_on_kafka("users.events", someone.user_id)

@@ -27,7 +27,7 @@ def serve(pipe: "Pipe[Any, Any]") -> None:
 
 async def _serve(pipe: "Pipe[Any, Any]") -> None:
     server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
+    port: int = server.sockets[0].getsockname()[1]
 
     async def tell(asked: str) -> int:
         return {PORT: port, QUESTIONS: _Connection.questions}[asked]

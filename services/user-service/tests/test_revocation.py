@@ -103,7 +103,7 @@ async def processes(
 ) -> AsyncIterator[list[Authenticator]]:
     """What so many processes of other services know their callers by."""
     url = str(users.base_url).rstrip("/") if users else "http://127.0.0.1:1"
-    settings = sandbox.settings(ProbeSettings, redis_port=valkey.port, user_service_url=url)
+    settings = sandbox.settings(ProbeSettings, redis_port=valkey.port, redis_timeout_ms=50, user_service_url=url)
     async with AsyncExitStack() as stack:
         made = [authenticator_of(settings, CollectorRegistry()) for _ in range(count)]
         for authenticator in made:
@@ -196,7 +196,11 @@ async def test_a_process_of_its_own_hears_of_it_too(
     sandbox: Sandbox, valkey: Valkey, users: httpx.AsyncClient
 ) -> None:
     session = await (await somebody(users)).sign_in()
-    environment = sandbox.environment | {"REDIS_PORT": str(valkey.port), "TOKEN": header(session)}
+    environment = sandbox.environment | {
+        "REDIS_PORT": str(valkey.port),
+        "REDIS_TIMEOUT_MS": "50",
+        "TOKEN": header(session),
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -285,7 +289,7 @@ async def test_a_redis_that_has_lost_everything_is_filled_again(
         await session.call("POST", "/users/logout")
     async with processes(sandbox, valkey, None, count=1) as before:
         await recognised(before, live)
-        async with connect(sandbox.settings(Settings, redis_port=valkey.port)) as redis:
+        async with connect(sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)) as redis:
             await redis.flushall()
 
         async with processes(sandbox, valkey, None, count=2) as after:
@@ -300,7 +304,7 @@ async def test_a_redis_that_has_lost_a_write_with_its_connections_is_filled_agai
     """As when a replica takes over that did not get the last writes."""
     session = await (await somebody(users)).sign_in()
     await session.call("POST", "/users/logout")
-    settings = sandbox.settings(Settings, redis_port=valkey.port)
+    settings = sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)
     async with connect(settings) as redis:
 
         async def score() -> float | None:
@@ -323,7 +327,7 @@ async def test_an_end_that_cannot_matter_any_more_leaves_redis(
     old, session = await alice.sign_in(), await alice.sign_in()
     await rows("update sessions set access_until = now() + interval '0.5 seconds' where id = $1", id_of(old))
     await old.call("POST", "/users/logout")
-    settings = sandbox.settings(Settings, redis_port=valkey.port)
+    settings = sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)
 
     async with connect(settings) as redis:
 

@@ -275,7 +275,7 @@ async def valkey() -> AsyncIterator[OwnValkey]:
 @pytest.fixture
 async def breakable(sandbox: Sandbox, valkey: OwnValkey) -> AsyncIterator[httpx.AsyncClient]:
     """A process of the service whose Redis may be killed and frozen."""
-    settings = sandbox.settings(WalletSettings, redis_host="127.0.0.1", redis_port=valkey.port)
+    settings = sandbox.settings(WalletSettings, redis_host="127.0.0.1", redis_port=valkey.port, redis_timeout_ms=50)
     async with in_process(create_app(settings)) as client:
         yield client
 
@@ -316,7 +316,7 @@ async def test_a_redis_that_was_filled_with_garbage_changes_no_answer(
     alice = Person()
     wallet_id = await open_wallet(alice, minor=777)
     await amounts(breakable, alice, wallet_id)
-    settings = sandbox.settings(WalletSettings, redis_host="127.0.0.1", redis_port=valkey.port)
+    settings = sandbox.settings(WalletSettings, redis_host="127.0.0.1", redis_port=valkey.port, redis_timeout_ms=50)
     async with connect(settings) as redis:
         keys = [key async for key in redis.scan_iter()]
         assert len(keys) == 2  # the wallet, and the list

@@ -2,8 +2,10 @@
 
 import os
 
-from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.client import Client
 from starlette.types import Receive, Scope, Send
+
+from shared.http.client import plain_client
 
 MAX_CONNECTIONS = 512
 URL = os.environ["BARE_FORWARD_URL"]
@@ -30,9 +32,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 async def _live(receive: Receive, send: Send) -> None:
     global _client
     await receive()
-    _client = (
-        ClientBuilder().max_connections(MAX_CONNECTIONS).pool_max_idle_per_host(MAX_CONNECTIONS).no_proxy().build()
-    )
+    _client = plain_client(MAX_CONNECTIONS)
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await _client.close()
