@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import sys
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,6 +22,7 @@ MAX_BODIES_BYTES: Final = 2 * 1024 * 1024
 MAX_UNFINISHED: Final = 0.75  # of these bytes may belong to bodies of which more is to come
 BODY_PATIENCE_SECONDS: Final = 0.25  # what a body has in any case, however little room there is
 MAX_CONNECTIONS: Final = 4096
+MAX_JOINED_BYTES: Final = 16 * 1024
 DRAIN_SECONDS: Final = 15
 # A batch makes thousands of objects that live for milliseconds: looking for cycles among them after each 700 new ones
 # costs the ledger a fifth of its time.
@@ -34,6 +35,48 @@ _TOO_MUCH_AT_ONCE: Final = (
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
+
+
+class JoinedWrites:
+    """A transport that sends an answer's head together with its body: one packet, one system call, one wake-up.
+
+    What is written is sent by `flush`, which whoever ends an answer calls, and else when the event loop's turn ends.
+    """
+
+    __slots__ = ("_loop", "_parts", "_size", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send this soon, after all that was written before."""
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_JOINED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was written, if the connection still stands."""
+        parts, self._parts, self._size = self._parts, [], 0
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def is_closing(self) -> bool:
+        """Whether nothing that is written now is sent."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """End the connection after what was written."""
+        self.flush()
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -61,6 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -124,6 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_response_complete(self) -> None:
+        cast("JoinedWrites", self.transport).flush()
         self._let_go_of_bodies()
         super().on_response_complete()
 

@@ -9,10 +9,12 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from shared.serve import MAX_BODIES_BYTES, MAX_HEAD_BYTES, BoundedProtocol
 from shared.settings import ROOT
@@ -30,6 +32,30 @@ class ImpatientProtocol(BoundedProtocol):
     """As every service's, with less patience."""
 
     head_timeout_seconds = 0.2
+
+
+class Counting:
+    """A transport, and what was written to it each time."""
+
+    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+
+class CountedProtocol(BoundedProtocol):
+    """As every service's, seen from the transport's side."""
+
+    writes: ClassVar[list[bytes]] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(Counting(transport, self.writes))  # type: ignore[arg-type]
 
 
 def echo_app() -> FastAPI:
@@ -135,6 +161,40 @@ async def test_a_head_that_is_not_complete_in_time_is_a_408(start: bytes) -> Non
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in answer
+
+
+async def test_an_answer_is_sent_as_a_whole() -> None:
+    CountedProtocol.writes.clear()
+    async with serving(echo_app(), http=CountedProtocol) as url:
+        answer = await talk(url, GET + b"\r\n" + GET + b"connection: close\r\n\r\n")
+
+    assert len(CountedProtocol.writes) == 2
+    assert b"".join(CountedProtocol.writes) == answer
+
+
+async def test_what_an_answer_has_so_far_is_sent_when_more_takes_time() -> None:
+    app, more = FastAPI(), asyncio.Event()
+
+    @app.get("/echo")
+    async def stream() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await more.wait()
+            yield b"last"
+
+        return StreamingResponse(chunks())
+
+    async with serving(app) as url:
+        reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+        writer.write(GET + b"connection: close\r\n\r\n")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            begun = await reader.readuntil(b"first")
+            more.set()
+            rest = await reader.read()
+        writer.close()
+
+    assert begun.startswith(b"HTTP/1.1 200 ")
+    assert b"last" in rest
 
 
 async def test_a_second_head_that_is_not_complete_in_time_is_a_408_too() -> None:
