@@ -61,7 +61,7 @@ async def test_a_second_document_of_an_event_is_found(ledger: Any, audited: Any)
     assert await ledger.full() == [("event", str(ident("again")))]
 
 
-@pytest.mark.parametrize("subject", [str(new_id()), "nobody", None])
+@pytest.mark.parametrize("subject", [str(new_id()), "nobody", None], ids=["an id", "a word", "none"])
 async def test_a_document_of_what_was_never_done_is_found(ledger: Any, audited: Any, subject: str | None) -> None:
     document = {"_id": str(new_id()), "type": "transactions.completed.v1", "subject": subject, "sequence": 1}
     audited["transactions_audit"].insert_one(document)

@@ -27,8 +27,8 @@ ROLES: Final[list[Any]] = [
     None,
 ]
 EXTRA: Final[dict[str, Any]] = {
-    "id": str(new_id()),
-    "user_id": str(new_id()),
+    "id": "01900000-0000-7000-8000-000000000001",
+    "user_id": "01900000-0000-7000-8000-000000000002",
     "status": "active",
     "is_admin": True,
     "is_verified": True,

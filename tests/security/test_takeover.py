@@ -373,7 +373,15 @@ async def test_money_is_given_back_by_whom_it_was_given_to(
 
 
 @pytest.mark.parametrize(
-    "method", [f"pm_{new_id().hex}", "pm_card_visa'--", "pm_", "PM_card_visa", "credit_card ", "acct_1"]
+    "method",
+    [
+        pytest.param(f"pm_{new_id().hex}", id="another's"),
+        "pm_card_visa'--",
+        "pm_",
+        "PM_card_visa",
+        "credit_card ",
+        "acct_1",
+    ],
 )
 async def test_a_payment_method_that_is_not_mine_pays_nothing(alice: Actor, books: Books, method: str) -> None:
     wallet_id = await alice.wallet()
