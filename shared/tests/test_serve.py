@@ -302,7 +302,7 @@ async def test_on_sigterm_requests_in_hand_are_finished_and_new_ones_are_refused
             try:
                 async with httpx.AsyncClient(base_url=url) as fresh:
                     return (await fresh.get(path)).text
-            except httpx.ConnectError:
+            except httpx.TransportError:  # refused, or reset where the listener had not taken it yet
                 return None
 
         async def up() -> bool:
