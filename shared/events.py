@@ -350,7 +350,7 @@ class OutgoingEvent(NamedTuple):
         return cls(event_id, kind.topic, subject_id, _encode(envelope).decode())
 
 
-_KNOWN: Final[dict[str, type[EventData]]] = {
+KINDS: Final[Mapping[str, type[EventData]]] = {
     kind.type: kind
     for kind in (
         UserRegistered,
@@ -383,7 +383,7 @@ _KNOWN: Final[dict[str, type[EventData]]] = {
 
 def data_of(envelope: Envelope) -> EventData | None:
     """What the event says, or None for a type that is not known here; raises pydantic's ValidationError."""
-    kind = _KNOWN.get(envelope.type)
+    kind = KINDS.get(envelope.type)
     return kind.model_validate(envelope.data) if kind else None
 
 
