@@ -1,8 +1,8 @@
 """`python -m shared.dlq list` and `replay`: look at the dead letters, and put them back where they came from.
 
-What was replayed is remembered by the consumer group `dlq-replay`: everything before its committed offset, and what the
-commit's metadata names beyond it, as ranges. A broker that keeps no metadata, as the embedded one, remembers the first
-part: what was chosen out of order is put back once more then, and the inbox of its consumer makes that harmless.
+What was replayed is remembered by the consumer group `dlq-replay`: everything before its committed offset, and what
+the commit's metadata names beyond it, as ranges. A broker that keeps no metadata, as the embedded one, remembers the
+first part: what was chosen out of order is put back once more then, which the inbox of its consumer makes harmless.
 """
 
 import argparse
