@@ -42,7 +42,7 @@ EVENT_ATTEMPTS: Final = 2  # of an event alone, after those of its batch
 ATTEMPT_PAUSE_SECONDS: Final = 0.1  # doubled with each attempt
 MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 10.0
-COMMIT_TIMEOUT_SECONDS: Final = 10.0
+COMMIT_TIMEOUT_SECONDS: Final = 5.0
 REVOKE_PATIENCE_SECONDS: Final = 10.0  # that a rebalance has with the batch in hand
 
 Handler = Callable[[Sequence[Envelope]], Awaitable[None]]
@@ -155,7 +155,7 @@ class Consumer:
                 if envelope is not None:
                     found.append((record, envelope))
         given_up = await self._handle_found(found)
-        letters += given_up
+        letters = sorted([*letters, *given_up], key=lambda letter: letter.offset)
         await self._letters.send(letters)
         topic = records[0].topic
         self._metrics.handled.labels(topic).inc(len(found) - len(given_up))

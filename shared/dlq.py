@@ -28,6 +28,7 @@ GROUP: Final = "dlq-replay"
 CHUNK: Final = 100
 POLL_MS: Final = 1000
 MAX_SILENT_POLLS: Final = 15
+COORDINATOR_PAUSE_SECONDS: Final = 0.3
 MAX_METADATA_BYTES: Final = 4000  # a broker takes 4,096 by default
 MAX_SHOWN_CHARACTERS: Final = 60
 INTERRUPTED: Final = 130
@@ -192,13 +193,22 @@ async def _replayed(
     try:
         await start(admin)
         async with asyncio.timeout(START_TIMEOUT_SECONDS):
-            committed = await admin.list_consumer_group_offsets(
-                settings.kafka_topic_prefix + GROUP, partitions=partitions
-            )
+            committed = await _committed(admin, settings.kafka_topic_prefix + GROUP, partitions)
         return {partition: Replayed.read(committed.get(partition)) for partition in partitions}
     finally:
         async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
             await admin.close()
+
+
+async def _committed(admin: Any, group: str, partitions: Sequence[TopicPartition]) -> Any:
+    """The group's commits; a broker that had no group before takes a while to have one."""
+    while True:
+        try:
+            return await admin.list_consumer_group_offsets(group, partitions=partitions)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(COORDINATOR_PAUSE_SECONDS)
 
 
 class _Event(msgspec.Struct):

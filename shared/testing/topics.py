@@ -6,15 +6,16 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from shared.consumer import Consumer
-from shared.dead_letters import MAX_LETTER_BYTES, DeadLetter
+from shared.dead_letters import MAX_LETTER_BYTES, SUFFIX, DeadLetter
 from shared.events import Envelope, OutgoingEvent, UserRegistered
 from shared.http.context import Trace
 from shared.ids import new_id
-from shared.kafka import EventProducer, Message, start, stop
+from shared.kafka import PARTITIONS, EventProducer, Message, start, stop
 from shared.settings import DatabaseSettings
 from shared.testing.sandbox import Sandbox
 from shared.testing.waiting import eventually
@@ -44,7 +45,7 @@ class Topic:
 
     async def letters(self) -> list[DeadLetter]:
         """All dead letters there are."""
-        records = await records_of(self.settings, self.full_name + ".dlq")
+        records = await records_of(self.settings, self.full_name + SUFFIX)
         return [DeadLetter.read(record) for record in records]
 
     async def handled(self, count: int) -> None:
@@ -64,7 +65,7 @@ class Topic:
         )
         await start(client)
         try:
-            partitions = [TopicPartition(self.full_name, number) for number in range(3)]
+            partitions = [TopicPartition(self.full_name, number) for number in range(PARTITIONS)]
             return sum([await client.committed(partition) or 0 for partition in partitions])
         finally:
             await stop(client)
@@ -81,7 +82,7 @@ async def records_of(settings: DatabaseSettings, topic: str) -> list[Any]:
     )
     await start(client)
     try:
-        partitions = [TopicPartition(topic, number) for number in range(3)]
+        partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         client.assign(partitions)
         ends = await client.end_offsets(partitions)
         found: list[Any] = []
@@ -91,6 +92,17 @@ async def records_of(settings: DatabaseSettings, topic: str) -> list[Any]:
         return found
     finally:
         await stop(client)
+
+
+async def _make(settings: DatabaseSettings, topics: Sequence[str]) -> None:
+    """Topics that take what is too large for a letter, too."""
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await start(admin)
+    try:
+        configuration = {"max.message.bytes": str(4 * MAX_LETTER_BYTES)}
+        await admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=configuration) for topic in topics])
+    finally:
+        await admin.close()
 
 
 @asynccontextmanager
@@ -103,7 +115,8 @@ async def topic_of(sandbox: Sandbox, kind: type[DatabaseSettings]) -> AsyncItera
 
     settings = sandbox.settings(OwnSettings)
     full_name = settings.kafka_topic_prefix + name
-    producer = EventProducer(settings, [full_name, full_name + ".dlq"], 4 * MAX_LETTER_BYTES)
+    await _make(settings, [full_name, full_name + SUFFIX])
+    producer = EventProducer(settings, [full_name], 4 * MAX_LETTER_BYTES)
     yield Topic(settings, name, producer)
     await producer.close()
 
