@@ -149,3 +149,30 @@ async def test_no_event_is_handled_twice_when_members_come_and_go(topic: Topic) 
         await topic.handled(500)
 
     assert sorted(map(int, handled)) == list(range(500))
+
+
+async def test_a_consumer_that_is_stopped_commits_what_is_done_and_reads_the_rest_again(topic: Topic) -> None:
+    calls: list[set[str]] = []
+
+    async def hang_at_the_second(events: Sequence[Envelope]) -> None:
+        calls.append({str(event.data["first_name"]) for event in events})
+        if len(calls) == 2:
+            await asyncio.Event().wait()
+
+    async def handle(events: Sequence[Envelope]) -> None:
+        calls.append({str(event.data["first_name"]) for event in events})
+
+    async def hangs() -> bool:
+        return len(calls) == 2
+
+    names = {str(number) for number in range(20)}
+    for name in names:
+        await topic.send(registered(name), key=name.encode())
+
+    async with running(topic.consumer(hang_at_the_second)):
+        await eventually(hangs, LIMIT_SECONDS)
+
+    assert await topic.committed() == len(calls[0]) > 0
+    async with running(topic.consumer(handle)):
+        await topic.handled(20)
+    assert set().union(*calls[2:]) == names - calls[0]
