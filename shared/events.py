@@ -1,8 +1,8 @@
 """Domain events: CloudEvents 1.0 in structured JSON, and the data of each type."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import ClassVar, Final, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -11,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.http.context import Trace, current_context
 from shared.ids import new_id
 
+UserId = Annotated[UUID, Field(description="whom it is about")]
+WalletId = Annotated[UUID, Field(description="the wallet")]
+Minor = Annotated[int, Field(description="in minor units of `currency`")]
+Balance = Annotated[int, Field(description="the wallet's balance after it, in minor units of `currency`")]
+Currency = Annotated[str, Field(description="ISO 4217 code")]
+Ip = Annotated[str, Field(description="address that the request came from")]
+UserAgent = Annotated[str, Field(description="what the client calls itself")]
+Reference = Annotated[str, Field(description="the provider's own id of the operation")]
+
 
 class EventData(BaseModel):
     """What one type of event says; amounts are integer minor units of `currency`."""
@@ -18,6 +27,7 @@ class EventData(BaseModel):
     model_config = ConfigDict(frozen=True)
     type: ClassVar[str]
     topic: ClassVar[str]
+    subject: ClassVar[str]  # the field that names the aggregate: the event's subject and its key in the topic
 
 
 class UserContact(EventData):
@@ -27,13 +37,14 @@ class UserContact(EventData):
     """
 
     topic = "users.events"
-    user_id: UUID
-    email: str
-    phone: str
+    subject = "user_id"
+    user_id: UserId
+    email: Annotated[str, Field(description="as they signed up")]
+    phone: Annotated[str, Field(description="empty where none is known")]
     first_name: str
     last_name: str
-    role: str
-    status: Literal["active", "disabled", "closed"] = "active"
+    role: Annotated[str, Field(description="`user`, `merchant` or `admin`")]
+    status: Annotated[Literal["active", "disabled", "closed"], Field(description="after it")] = "active"
 
 
 class UserRegistered(UserContact):
@@ -77,11 +88,12 @@ class UserSignedIn(EventData):
 
     type = "users.signed_in.v1"
     topic = "users.events"
-    user_id: UUID
-    session_id: UUID
-    ip: str
-    user_agent: str
-    new_device: bool
+    subject = "user_id"
+    user_id: UserId
+    session_id: Annotated[UUID, Field(description="the session")]
+    ip: Ip
+    user_agent: UserAgent
+    new_device: Annotated[bool, Field(description="never seen before with this person")]
 
 
 class UserSessionsEnded(EventData):
@@ -89,8 +101,9 @@ class UserSessionsEnded(EventData):
 
     type = "users.sessions_ended.v1"
     topic = "users.events"
-    user_id: UUID
-    session_ids: list[UUID]
+    subject = "user_id"
+    user_id: UserId
+    session_ids: Annotated[list[UUID], Field(description="the sessions")]
     reason: Literal[
         "logged_out", "revoked", "reused", "too_many", "password_changed", "role_changed", "disabled", "closed"
     ]
@@ -101,10 +114,11 @@ class UserSessionReused(EventData):
 
     type = "users.session_reused.v1"
     topic = "users.events"
-    user_id: UUID
-    session_id: UUID
-    ip: str
-    user_agent: str
+    subject = "user_id"
+    user_id: UserId
+    session_id: Annotated[UUID, Field(description="the session")]
+    ip: Ip
+    user_agent: UserAgent
 
 
 class WalletCreated(EventData):
@@ -112,18 +126,20 @@ class WalletCreated(EventData):
 
     type = "wallets.created.v1"
     topic = "wallets.events"
-    wallet_id: UUID
-    user_id: UUID
-    currency: str
+    subject = "wallet_id"
+    wallet_id: WalletId
+    user_id: UserId
+    currency: Currency
 
 
 class WalletStatusEvent(EventData):
     """Common to what is said of a wallet's status."""
 
     topic = "wallets.events"
-    wallet_id: UUID
-    user_id: UUID
-    currency: str
+    subject = "wallet_id"
+    wallet_id: WalletId
+    user_id: UserId
+    currency: Currency
 
 
 class WalletFrozen(WalletStatusEvent):
@@ -154,13 +170,16 @@ class HoldEvent(EventData):
     """Common to what is said of money set aside; `hold_id` is the transaction's, the amounts are those after it."""
 
     topic = "wallets.events"
-    hold_id: UUID
-    wallet_id: UUID
-    user_id: UUID
-    currency: str
-    amount_minor: int
-    balance_minor: int
-    held_minor: int
+    subject = "hold_id"
+    hold_id: Annotated[UUID, Field(description="the transaction that the money is for")]
+    wallet_id: WalletId
+    user_id: UserId
+    currency: Currency
+    amount_minor: Annotated[int, Field(description="set aside or let go, in minor units of `currency`")]
+    balance_minor: Balance
+    held_minor: Annotated[
+        int, Field(description="all that is set aside in the wallet after it, in minor units of `currency`")
+    ]
 
 
 class WalletHeld(HoldEvent):
@@ -179,11 +198,11 @@ class PostedEntry(BaseModel):
     """One wallet's side of a posting, with its balance and version after it."""
 
     model_config = ConfigDict(frozen=True)
-    wallet_id: UUID
-    user_id: UUID
-    amount_minor: int
-    balance_minor: int
-    version: int
+    wallet_id: WalletId
+    user_id: UserId
+    amount_minor: Annotated[int, Field(description="in minor units of `currency`, negative where money leaves")]
+    balance_minor: Balance
+    version: Annotated[int, Field(description="how many entries the wallet has with this one")]
 
 
 class WalletsPosted(EventData):
@@ -191,107 +210,105 @@ class WalletsPosted(EventData):
 
     type = "wallets.posted.v1"
     topic = "wallets.events"
-    posting_id: UUID
-    currency: str
-    entries: list[PostedEntry]
+    subject = "posting_id"
+    posting_id: Annotated[UUID, Field(description="the transaction that moved the money")]
+    currency: Currency
+    entries: Annotated[list[PostedEntry], Field(description="the wallets that it touched")]
 
 
 class TransactionEvent(EventData):
     """Common to what is said of a transaction."""
 
-    transaction_id: UUID
+    topic = "transactions.events"
+    subject = "transaction_id"
+    transaction_id: Annotated[UUID, Field(description="the transaction")]
     transaction_type: Literal["deposit", "withdrawal", "transfer", "payment", "refund", "payout_return", "dispute"]
-    user_id: UUID
-    payee_user_id: UUID | None
-    from_wallet_id: UUID | None
-    to_wallet_id: UUID | None
-    original_transaction_id: UUID | None = None
-    amount_minor: int
-    fee_minor: int = 0
-    currency: str
+    user_id: Annotated[UUID, Field(description="who asked for it, or whose money came back")]
+    payee_user_id: Annotated[UUID | None, Field(description="whose wallet receives, where that is somebody else")]
+    from_wallet_id: Annotated[UUID | None, Field(description="none where the money comes from outside")]
+    to_wallet_id: Annotated[UUID | None, Field(description="none where the money goes outside")]
+    original_transaction_id: Annotated[UUID | None, Field(description="what is given or taken back")] = None
+    amount_minor: Minor
+    fee_minor: Annotated[int, Field(description="kept of the amount, in minor units of `currency`")] = 0
+    currency: Currency
 
 
 class TransactionPending(TransactionEvent):
     """A transaction waits for somebody else's answer."""
 
     type = "transactions.pending.v1"
-    topic = "transactions.events"
 
 
 class TransactionCompleted(TransactionEvent):
     """A transaction is done: the money has moved."""
 
     type = "transactions.completed.v1"
-    topic = "transactions.events"
 
 
 class TransactionFailed(TransactionEvent):
     """A transaction was refused for good: no money has moved."""
 
     type = "transactions.failed.v1"
-    topic = "transactions.events"
-    failure_code: str
+    failure_code: Annotated[str, Field(description="why, as the API says it")]
 
 
 class PaymentEvent(EventData):
     """Common to what is said of a provider operation."""
 
-    payment_id: UUID
-    transaction_id: UUID
+    topic = "payments.events"
+    subject = "payment_id"
+    payment_id: Annotated[UUID, Field(description="the operation")]
+    transaction_id: Annotated[UUID, Field(description="the transaction")]
     kind: Literal["charge", "refund", "payout"]
-    provider: str
-    amount_minor: int
-    currency: str
+    provider: Annotated[str, Field(description="`stripe` or `paypal`")]
+    amount_minor: Minor
+    currency: Currency
 
 
 class PaymentSucceeded(PaymentEvent):
     """The provider confirmed the operation."""
 
     type = "payments.succeeded.v1"
-    topic = "payments.events"
-    provider_reference: str
+    provider_reference: Reference
 
 
 class PaymentDeclined(PaymentEvent):
     """The provider declined the operation."""
 
     type = "payments.declined.v1"
-    topic = "payments.events"
-    decline_code: str
+    decline_code: Annotated[str, Field(description="why, as the provider says it")]
 
 
 class PaymentDisputed(PaymentEvent):
     """A charge that succeeded was taken back by its payer; the amount is what it took."""
 
     type = "payments.disputed.v1"
-    topic = "payments.events"
-    provider_reference: str
+    provider_reference: Reference
 
 
 class PaymentReturned(PaymentEvent):
     """A payout that succeeded came back from the payee's bank; the amount is what came back."""
 
     type = "payments.returned.v1"
-    topic = "payments.events"
-    provider_reference: str
+    provider_reference: Reference
 
 
 class Envelope(BaseModel):
     """A CloudEvent. `sequence` counts the subject's events from 1 without gaps."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    specversion: Literal["1.0"] = "1.0"
-    id: UUID
-    source: str
-    type: str
-    subject: str
-    time: datetime
-    datacontenttype: Literal["application/json"] = "application/json"
-    sequence: int = Field(ge=1)
-    traceparent: str
-    requestid: str
-    actor: str
-    data: dict[str, object]
+    specversion: Annotated[Literal["1.0"], Field(description="of CloudEvents")] = "1.0"
+    id: Annotated[UUID, Field(description="of the event, a UUIDv7; a repeated delivery has the same")]
+    source: Annotated[str, Field(description="the publishing service's schema")]
+    type: Annotated[str, Field(description="what has happened, with its version")]
+    subject: Annotated[str, Field(description="the aggregate's id, and the key in the topic")]
+    time: Annotated[datetime, Field(description="when it happened, UTC")]
+    datacontenttype: Annotated[Literal["application/json"], Field(description="what `data` is")] = "application/json"
+    sequence: Annotated[int, Field(ge=1, description="counts the subject's events from 1 without gaps")]
+    traceparent: Annotated[str, Field(description="W3C trace context of the work that made it")]
+    requestid: Annotated[str, Field(description="`X-Request-Id` of the request that made it")]
+    actor: Annotated[str, Field(description="user id of who acted, or the name of the service that did")]
+    data: Annotated[dict[str, object], Field(description="what the type says, see there")]
 
 
 def _members(data: object) -> object:
@@ -350,40 +367,20 @@ class OutgoingEvent(NamedTuple):
         return cls(event_id, kind.topic, subject_id, _encode(envelope).decode())
 
 
-_KNOWN: Final[dict[str, type[EventData]]] = {
-    kind.type: kind
-    for kind in (
-        UserRegistered,
-        UserUpdated,
-        UserPasswordChanged,
-        UserDisabled,
-        UserEnabled,
-        UserClosed,
-        UserSignedIn,
-        UserSessionsEnded,
-        UserSessionReused,
-        WalletCreated,
-        WalletFrozen,
-        WalletUnfrozen,
-        WalletClosed,
-        WalletReopened,
-        WalletHeld,
-        WalletReleased,
-        WalletsPosted,
-        TransactionPending,
-        TransactionCompleted,
-        TransactionFailed,
-        PaymentSucceeded,
-        PaymentDeclined,
-        PaymentDisputed,
-        PaymentReturned,
-    )
-}
+def _types_of(base: type[EventData]) -> Iterator[type[EventData]]:
+    for kind in base.__subclasses__():
+        if "type" in vars(kind):
+            yield kind
+        yield from _types_of(kind)
+
+
+# Every type there is, in the order of this file.
+KINDS: Final[Mapping[str, type[EventData]]] = {kind.type: kind for kind in _types_of(EventData)}
 
 
 def data_of(envelope: Envelope) -> EventData | None:
     """What the event says, or None for a type that is not known here; raises pydantic's ValidationError."""
-    kind = _KNOWN.get(envelope.type)
+    kind = KINDS.get(envelope.type)
     return kind.model_validate(envelope.data) if kind else None
 
 

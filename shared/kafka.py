@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -24,6 +24,8 @@ SEND_TIMEOUT_SECONDS: Final = 30.0
 STOP_TIMEOUT_SECONDS: Final = 3.0
 # A broker's restart takes up to 16 s; a send must outlive it.
 REQUEST_TIMEOUT_MS: Final = 20_000
+# A Kafka broker takes no larger batch by default.
+MAX_REQUEST_BYTES: Final = 1_048_576
 
 # aiokafka's own names for what runs in the background of a client.
 _TASKS: Final = ("_sender_task", "_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task")
@@ -31,24 +33,45 @@ _TASKS: Final = ("_sender_task", "_coordination_task", "_heartbeat_task", "_comm
 _log = logging.getLogger(__name__)
 
 
-class EventProducer:
-    """Sends batches in order and waits for every acknowledgement; rebuilt after any failure."""
+class Message(NamedTuple):
+    """What is sent as it is: `topic` with its prefix, key, value and headers."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class EventProducer:
+    """Sends batches in order and waits for every acknowledgement; rebuilt after any failure.
+
+    It makes the service's own topic when it starts, or else `topics`, and sends nothing of more than
+    `max_request_bytes`.
+    """
+
+    def __init__(
+        self, settings: DatabaseSettings, topics: Sequence[str] = (), max_request_bytes: int = MAX_REQUEST_BYTES
+    ) -> None:
         self._servers = settings.kafka_bootstrap_servers
         self._replication_factor = settings.kafka_replication_factor
         self._idempotent = settings.kafka_producer_idempotence
         self._prefix = settings.kafka_topic_prefix
-        self._topic = settings.topic
+        self._topics = topics or [settings.topic]
+        self._max_request_bytes = max_request_bytes
         self._producer: Any = None
 
     async def send(self, events: Sequence[tuple[str, bytes, bytes]]) -> None:
         """Publish `(topic, key, value)` in order; raises when one was not acknowledged (all may be sent again)."""
+        await self.send_messages([Message(self._prefix + topic, key, value) for topic, key, value in events])
+
+    async def send_messages(self, messages: Sequence[Message]) -> None:
+        """As `send`, with headers; raises MessageSizeTooLargeError for what is too large here or for the broker."""
         producer = await self._started()
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
                 acknowledgements = [
-                    await producer.send(self._prefix + topic, key=key, value=value) for topic, key, value in events
+                    await producer.send(topic, key=key, value=value, headers=headers)
+                    for topic, key, value, headers in messages
                 ]
                 await asyncio.gather(*acknowledgements)
         except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
@@ -71,13 +94,14 @@ class EventProducer:
 
     async def _started(self) -> Any:
         if self._producer is None:
-            await ensure_topics(self._servers, [self._topic], self._replication_factor)
+            await ensure_topics(self._servers, self._topics, self._replication_factor)
             producer = AIOKafkaProducer(
                 bootstrap_servers=self._servers,
                 acks="all",
                 enable_idempotence=self._idempotent,
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
                 linger_ms=5,
+                max_request_size=self._max_request_bytes,
             )
             self._producer = producer
             try:

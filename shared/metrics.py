@@ -64,6 +64,27 @@ class OutboxMetrics:
         self.failures = Counter("outbox_failures", "Batches that a sink refused.", ["sink"], registry=registry)
 
 
+class ConsumerMetrics:
+    """What a service's consumer has handled, tried again and given up, and how far behind it is."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.handled = Counter(
+            "consumer_handled", "Events handled, repeated ones included.", ["topic"], registry=registry
+        )
+        self.retries = Counter(
+            "consumer_retries",
+            "Attempts to be repeated, by what failed: an outage, or the event itself.",
+            ["topic", "cause"],
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "consumer_dead_letters", "Messages moved to the dead letters.", ["topic", "reason"], registry=registry
+        )
+        self.lag = Gauge(
+            "consumer_lag", "Messages that are not yet handled.", ["topic", "partition"], registry=registry
+        )
+
+
 class SessionMetrics:
     """Whether the ends of sessions are known as they happen, and what user-service said where they are not."""
 

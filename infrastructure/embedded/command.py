@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -108,9 +109,42 @@ def create_admin(_: Platform) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "user_service"], variables)  # noqa: S606
 
 
+def dlq_list(_: Platform) -> None:
+    """Show the dead letters."""
+    _dead_letters("list")
+
+
+def dlq_replay(_: Platform) -> None:
+    """Put dead letters back where they came from."""
+    _dead_letters("replay")
+
+
+def _dead_letters(command: str) -> None:
+    """The process becomes the one that does; ARGS of the environment choose among the letters."""
+    variables = environment.leading_to(["kafka"], RUN / cleaning.ENVIRONMENT, os.environ)
+    if variables is None:
+        raise EmbeddedError("There is no broker to ask: run `make up` first, or name one by KAFKA_BOOTSTRAP_SERVERS.")
+    arguments = [command, *shlex.split(os.environ.get("ARGS", ""))]
+    os.chdir(CHECKOUT)
+    os.execve(sys.executable, [sys.executable, "-m", "shared.dlq", *arguments], variables)  # noqa: S606
+
+
 COMMANDS: dict[str, Callable[[Platform], None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (install, up, down, status, logs, infra, demo, reconcile, create_admin, reset)
+    for command in (
+        install,
+        up,
+        down,
+        status,
+        logs,
+        infra,
+        demo,
+        reconcile,
+        create_admin,
+        dlq_list,
+        dlq_replay,
+        reset,
+    )
 }
 
 

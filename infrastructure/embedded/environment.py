@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # An engine whose variable is set in the process environment is somebody else's, and used as it is.
@@ -58,10 +58,10 @@ def write(file: Path, variables: Mapping[str, str]) -> None:
     partial.replace(file)
 
 
-def leading_to(engines: Collection[str], file: Path, environ: Mapping[str, str]) -> dict[str, str] | None:
+def leading_to(engines: Sequence[str], file: Path, environ: Mapping[str, str]) -> dict[str, str] | None:
     """The environment for a command on the platform's data: what `environ` names, or else `make up` wrote to `file`.
 
-    None when neither knows a PostgreSQL. `.env` does not count, as for `make up`.
+    None when neither knows the first of the engines. `.env` does not count, as for `make up`.
     """
     written = read(file)
     found: dict[str, str] = {}
@@ -70,6 +70,6 @@ def leading_to(engines: Collection[str], file: Path, environ: Mapping[str, str])
             found |= {name: value for name, value in written.items() if name.startswith(PREFIXES[engine])}
         else:
             found |= given(engine, environ)
-    if HOSTS["postgres"] not in found:
+    if HOSTS[engines[0]] not in found:
         return None
     return {**environ, **found, "ENV_FILE": ""}

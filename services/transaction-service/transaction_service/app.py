@@ -23,7 +23,7 @@ from transaction_service.bundles import bundles_route
 from transaction_service.clients import PaymentClient, WalletClient
 from transaction_service.domain import INSIDE, OUTSIDE
 from transaction_service.journal import Journal
-from transaction_service.service import Transactions
+from transaction_service.service import NEWS, Transactions
 from transaction_service.settings import TransactionSettings
 from transaction_service.steps import Steps
 from transaction_service.worker import forget, sweep
@@ -45,7 +45,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
     ledger = WalletClient(wallets)
     journal = Journal(database, relay)
     transactions = Transactions(database, journal, Steps(ledger, PaymentClient(payments)), settings.payment_fee_bps)
-    consumer = Consumer(settings, ["payments.events"], each(transactions.note))
+    consumer = Consumer(settings, ["payments.events"], each(transactions.note), NEWS, registry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -33,6 +33,8 @@ from transaction_service.journal import Journal
 from transaction_service.steps import Steps
 
 ANSWER_SECONDS: Final = 0.5  # of a request's time are kept for answering it
+# The types of events that `Transactions.note` learns from.
+NEWS: Final = tuple(kind.type for kind in (PaymentSucceeded, PaymentDeclined, PaymentDisputed, PaymentReturned))
 
 _log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from shared.outbox import Relay, publishing
 from shared.redis import connect
 from shared.settings import load
 from wallet_service.api import internal_router, postings_route, wallets_router
+from wallet_service.events import ABOUT_PEOPLE
 from wallet_service.service import Ledger, People, Wallets
 from wallet_service.settings import WalletSettings
 from wallet_service.states import WalletStates
@@ -38,7 +39,8 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
     redis = connect(settings)
     states = WalletStates(database, redis, CacheMetrics(registry), settings.redis_key_prefix)
     ledger, wallets = Ledger(database, relay, states), Wallets(database, relay, states)
-    consumer = Consumer(settings, ["users.events"], each(People(database, relay, states).note))
+    people = People(database, relay, states)
+    consumer = Consumer(settings, ["users.events"], each(people.note), ABOUT_PEOPLE, registry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -88,7 +88,7 @@ def _event(
 # ------------------------------------------------------------------------------------------------ people
 
 # The types that are listened to, and the status that a person has after each.
-_STATUSES: Final = {
+ABOUT_PEOPLE: Final = {
     "users.registered.v1": "active",
     "users.disabled.v1": "disabled",
     "users.enabled.v1": "active",
@@ -105,7 +105,7 @@ class _PersonIn(BaseModel):
 
 def person_of(envelope: Envelope) -> Person | None:
     """Whom the event tells of; None for a type that is not listened to. Raises pydantic's ValidationError."""
-    status = _STATUSES.get(envelope.type)
+    status = ABOUT_PEOPLE.get(envelope.type)
     if status is None:
         return None
     told = _PersonIn.model_validate(envelope.data)
