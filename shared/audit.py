@@ -1,23 +1,36 @@
-"""The audit in MongoDB: one document for every event, written once however often it is tried.
+"""The audit in MongoDB: one document for every event, written once however often it is tried, each at its position.
 
 The only file that imports motor, which is past its end of life: replacing it is a change here alone.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
+from shared.chain import CHAIN, ChainBrokenError
 from shared.settings import DatabaseSettings
 
 TIMEOUT_MS: Final = 3000
 WRITE_TIMEOUT_SECONDS: Final = 10.0
 READ_TIMEOUT_MS: Final = 60_000
 READ_BATCH: Final = 1000
+POSITION: Final = f"{CHAIN}.position"
 _DUPLICATE_KEY: Final = 11000
 _LOGIN_REFUSED: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
+# `id` is what `_id` is; not every server can have `_id` in an index beside others.
+_LATEST_FIRST: Final = [("time", DESCENDING), ("id", DESCENDING)]
+_INDEXES: Final = (
+    # Without those that have no position, which older releases wrote.
+    IndexModel([(POSITION, ASCENDING)], name="chain_position", unique=True, sparse=True),
+    IndexModel(_LATEST_FIRST, name="by_time"),
+    IndexModel([("actor", ASCENDING), *_LATEST_FIRST], name="by_actor"),
+    IndexModel([("subject", ASCENDING), *_LATEST_FIRST], name="by_subject"),
+)
 
 
 class AuditLog:
@@ -26,17 +39,17 @@ class AuditLog:
     def __init__(self, settings: DatabaseSettings) -> None:
         self._client = _client(settings, TIMEOUT_MS)
         self._collection = self._client[settings.mongo_db][f"{settings.schema_name}_audit"]
+        self._indexed = False
 
     async def write(self, documents: Sequence[dict[str, Any]]) -> None:
-        """Store each document under its `id`; those already there stay as they are."""
-        stored = [{"_id": document["id"]} | document for document in documents]
+        """Store each document under its `_id`; those already there stay as they are.
+
+        Raises ChainBrokenError where MongoDB has another document in the place of one of them.
+        """
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-                await self._collection.insert_many(stored, ordered=False)
-        except BulkWriteError as error:
-            failures = (error.details or {}).get("writeErrors", [])
-            if not failures or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
-                raise
+                await self._index()
+                await self._insert(documents)
         except (OperationFailure, KeyError) as error:
             # A server without logins answers a login with a document that pymongo cannot read.
             if isinstance(error, KeyError) or error.code in _LOGIN_REFUSED:
@@ -44,6 +57,36 @@ class AuditLog:
                     "MongoDB refuses the login; check MONGO_USER, and leave it empty where there are no logins"
                 ) from error
             raise
+
+    async def _index(self) -> None:
+        if not self._indexed:
+            await self._collection.create_indexes(list(_INDEXES))
+            self._indexed = True
+
+    async def _insert(self, documents: Sequence[dict[str, Any]]) -> None:
+        try:
+            await self._collection.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            failures = (error.details or {}).get("writeErrors", [])
+            if not failures or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
+                raise
+            await self._compare([documents[failure["index"]] for failure in failures])
+
+    async def _compare(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Whether what is there is the same: of a duplicate key only the code can be believed."""
+        ids = [document["_id"] for document in documents]
+        cursor = self._collection.find({"_id": {"$in": ids}}, {CHAIN: 1})
+        stored = {found["_id"]: found.get(CHAIN) for found in await cursor.to_list(len(ids))}
+        for document in documents:
+            place = stored.get(document["_id"])
+            if document["_id"] in stored and place is None:  # of a release that knew no chain
+                await self._collection.replace_one({"_id": document["_id"], CHAIN: None}, document)
+            elif place != document[CHAIN]:
+                position = document[CHAIN]["position"]
+                raise ChainBrokenError(
+                    f"event {document['_id']} cannot take position {position} of {self._collection.name}: "
+                    f"{'another document has it' if place is None else 'its document is elsewhere'}"
+                )
 
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""
@@ -70,19 +113,43 @@ class AuditReader:
         self._client = _client(settings, READ_TIMEOUT_MS)
         self._database = self._client[settings.mongo_db]
 
+    def _of(self, schema: str) -> Any:
+        return self._database[f"{schema}_audit"]
+
     async def events(self, schema: str) -> AsyncIterator[list[AuditedEvent]]:
         """The events of the service whose schema this is, batch by batch in no order; raises ConnectionError."""
-        try:
-            cursor = self._database[f"{schema}_audit"].find(
-                {}, {"subject": 1, "type": 1, "sequence": 1}, batch_size=READ_BATCH
-            )
+        with _reading():
+            cursor = self._of(schema).find({}, {"subject": 1, "type": 1, "sequence": 1}, batch_size=READ_BATCH)
             while documents := await cursor.to_list(READ_BATCH):
                 yield [
                     AuditedEvent(str(each["_id"]), each.get("subject"), each.get("type"), each.get("sequence"))
                     for each in documents
                 ]
-        except (PyMongoError, KeyError) as error:  # KeyError: see write()
-            raise ConnectionError(f"MongoDB cannot be read ({type(error).__name__})") from error
+
+    async def chained(self, schema: str, after: int) -> list[dict[str, Any]]:
+        """The documents at the READ_BATCH positions after `after`, in their order; raises ConnectionError.
+
+        Of a chain with gaps it may be fewer. More than that, it is one too many.
+        """
+        with _reading():
+            window = {POSITION: {"$gt": after, "$lte": after + READ_BATCH}}
+            cursor = self._of(schema).find(window).sort(POSITION, ASCENDING).limit(READ_BATCH + 1)
+            documents: list[dict[str, Any]] = await cursor.to_list(READ_BATCH + 1)
+            return documents
+
+    async def next_chained(self, schema: str, after: int) -> dict[str, Any] | None:
+        """The first document at a position beyond `after`, however far; raises ConnectionError."""
+        with _reading():
+            cursor = self._of(schema).find({POSITION: {"$gt": after}}).sort(POSITION, ASCENDING).limit(1)
+            found: list[dict[str, Any]] = await cursor.to_list(1)
+            return found[0] if found else None
+
+    async def positions(self, schema: str) -> AsyncIterator[list[tuple[str, object]]]:
+        """Each document's id and what it says its position is, batch by batch in no order; raises ConnectionError."""
+        with _reading():
+            cursor = self._of(schema).find({}, {CHAIN: 1}, batch_size=READ_BATCH)
+            while documents := await cursor.to_list(READ_BATCH):
+                yield [(str(each["_id"]), _position(each)) for each in documents]
 
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""
@@ -91,6 +158,19 @@ class AuditReader:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _position(document: dict[str, Any]) -> object:
+    place = document.get(CHAIN)
+    return place.get("position") if isinstance(place, dict) else None
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (PyMongoError, KeyError) as error:  # KeyError: see write()
+        raise ConnectionError(f"MongoDB cannot be read ({type(error).__name__})") from error
 
 
 def _client(settings: DatabaseSettings, socket_timeout_ms: int) -> Any:

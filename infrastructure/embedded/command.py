@@ -97,6 +97,13 @@ def reconcile(_: Platform) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler"], variables)  # noqa: S606
 
 
+def audit_verify(_: Platform) -> None:
+    """Walk the audit's chains; the process becomes the one that does."""
+    variables = reconciling.variables(RUN / cleaning.ENVIRONMENT, os.environ)
+    os.chdir(CHECKOUT / RECONCILER.folder)
+    os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler.audit"], variables)  # noqa: S606
+
+
 def create_admin(_: Platform) -> None:
     """Make an admin; the process becomes user-service's command that does."""
     variables = environment.leading_to(["postgres"], RUN / cleaning.ENVIRONMENT, os.environ)
@@ -110,7 +117,7 @@ def create_admin(_: Platform) -> None:
 
 COMMANDS: dict[str, Callable[[Platform], None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (install, up, down, status, logs, infra, demo, reconcile, create_admin, reset)
+    for command in (install, up, down, status, logs, infra, demo, reconcile, audit_verify, create_admin, reset)
 }
 
 
