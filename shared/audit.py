@@ -6,6 +6,7 @@ The only file that imports motor, which is past its end of life: replacing it is
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -31,6 +32,30 @@ _INDEXES: Final = (
     IndexModel([("actor", ASCENDING), *_LATEST_FIRST], name="by_actor"),
     IndexModel([("subject", ASCENDING), *_LATEST_FIRST], name="by_subject"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilters:
+    """Which events to look for; None is any. `since` is the first instant that counts, `until` the first that is not.
+
+    Instants are RFC 3339 in UTC with microseconds, as events have them.
+    """
+
+    actor: str | None = None
+    subject: str | None = None
+    type: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def query(self) -> dict[str, Any]:
+        """The filter for MongoDB."""
+        found: dict[str, Any] = {
+            name: value for name in ("actor", "subject", "type") if (value := getattr(self, name)) is not None
+        }
+        bounds = {"$gte": self.since, "$lt": self.until}
+        if time := {name: bound for name, bound in bounds.items() if bound is not None}:
+            found["time"] = time
+        return found
 
 
 class AuditLog:
@@ -87,6 +112,35 @@ class AuditLog:
                     f"event {document['_id']} cannot take position {position} of {self._collection.name}: "
                     f"{'another document has it' if place is None else 'its document is elsewhere'}"
                 )
+
+    async def page(
+        self, filters: AuditFilters, limit: int, after: str | None = None, before: str | None = None
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """At most `limit` documents, the latest first, and whether there are more in the direction of the page.
+
+        `after` or `before` is the id of the event that the page follows or comes before. Raises LookupError where
+        there is no such event, ConnectionError where MongoDB is out.
+        """
+        with _reading():
+            async with asyncio.timeout(TIMEOUT_MS / 1000):
+                query, shown = filters.query(), list[str]()
+                if cursor := after or before:
+                    time, shown = await self._shown(cursor, backwards=after is None)
+                    within = query.setdefault("time", {})
+                    within |= {"$gte": max(time, within.get("$gte", ""))} if before else {"$lte": time}
+                order = _LATEST_FIRST if before is None else [(name, -way) for name, way in _LATEST_FIRST]
+                found = self._collection.find(query).sort(order).limit(limit + 1 + len(shown))
+                documents = [each async for each in found if each["_id"] not in shown]
+        page = documents[:limit]
+        return page if before is None else page[::-1], len(documents) > limit
+
+    async def _shown(self, event_id: str, *, backwards: bool) -> tuple[str, list[str]]:
+        """When an event was, and those of the same instant that come no later in the order, itself among them."""
+        [event] = await self._collection.find({"_id": event_id}, {"time": 1}).to_list(1) or [None]
+        if event is None:
+            raise LookupError(event_id)
+        ids = [each["_id"] async for each in self._collection.find({"time": event["time"]}, {"time": 1})]
+        return event["time"], [each for each in ids if (each <= event_id if backwards else each >= event_id)]
 
     async def check(self) -> None:
         """Raises when MongoDB does not answer within a second."""
@@ -169,7 +223,7 @@ def _position(document: dict[str, Any]) -> object:
 def _reading() -> Iterator[None]:
     try:
         yield
-    except (PyMongoError, KeyError) as error:  # KeyError: see write()
+    except (PyMongoError, KeyError, TimeoutError) as error:  # KeyError: see write()
         raise ConnectionError(f"MongoDB cannot be read ({type(error).__name__})") from error
 
 

@@ -129,6 +129,11 @@ class Relay:
         self._settling = asyncio.Lock()
 
     @property
+    def audit(self) -> AuditLog:
+        """The service's audit, for reading."""
+        return self._audit
+
+    @property
     def checks(self) -> dict[str, Check]:
         """Whether its sinks answer, for `/health`."""
         return {"kafka": self._producer.check, "mongodb": self._audit.check}

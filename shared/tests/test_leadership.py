@@ -1,4 +1,4 @@
-"""Processes of one service, of which one relays: whoever dies or freezes, nothing is lost, doubled or out of order."""
+"""Processes of one service, of which one relays: whoever dies or freezes, nothing is lost or out of order."""
 
 import asyncio
 import json
