@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile audit-verify create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile audit-verify replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ reconcile: install ## Check that all the money adds up: status 0 if so, 1 if not
 
 audit-verify: install ## Walk the audit's chains: status 0 if each document is as it was written, 1 if one is not, 2 if it cannot be said
 	@$(VENV) $(EMBEDDED) audit-verify
+
+replay: install ## Publish what the audit has to Kafka again: TOPIC=users.events (or all) SINCE=2026-11-24 (or 24h, or an instant)
+	@$(VENV) $(EMBEDDED) replay
 
 create-admin: install ## Make an admin: EMAIL=... (PASSWORD=..., else asked for or made up; PROMOTE=1 for a known address)
 	@$(VENV) $(EMBEDDED) create-admin

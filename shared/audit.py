@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -14,12 +15,14 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from shared.chain import CHAIN, ChainBrokenError
+from shared.http.wire import utc_text
 from shared.settings import DatabaseSettings
 
 TIMEOUT_MS: Final = 3000
 WRITE_TIMEOUT_SECONDS: Final = 10.0
 READ_TIMEOUT_MS: Final = 60_000
 READ_BATCH: Final = 1000
+OVERTAKEN_SECONDS: Final = 60  # no transaction takes that long
 POSITION: Final = f"{CHAIN}.position"
 _DUPLICATE_KEY: Final = 11000
 _LOGIN_REFUSED: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
@@ -197,6 +200,29 @@ class AuditReader:
             cursor = self._of(schema).find({POSITION: {"$gt": after}}).sort(POSITION, ASCENDING).limit(1)
             found: list[dict[str, Any]] = await cursor.to_list(1)
             return found[0] if found else None
+
+    async def first_since(self, schema: str, since: str) -> int | None:
+        """The lowest position of what happened at `since` or later; None where there is nothing.
+
+        Positions are in the order of commits: within OVERTAKEN_SECONDS an event may have a lower one than an earlier
+        event. Raises ConnectionError.
+        """
+        with _reading():
+            cursor = self._of(schema).find({"time": {"$gte": since}}, {"time": 1}).sort("time", ASCENDING).limit(1)
+            if not (first := await cursor.to_list(1)):
+                return None
+            until = utc_text(datetime.fromisoformat(first[0]["time"]) + timedelta(seconds=OVERTAKEN_SECONDS))
+            within = {"time": {"$gte": since, "$lt": until}, POSITION: {"$gt": 0}}
+            cursor = self._of(schema).find(within, {CHAIN: 1}).sort(POSITION, ASCENDING).limit(1)
+            found: list[int] = [each[CHAIN]["position"] for each in await cursor.to_list(1)]
+            return found[0] if found else None
+
+    async def end(self, schema: str) -> int:
+        """The highest position, 0 for an empty chain; raises ConnectionError."""
+        with _reading():
+            cursor = self._of(schema).find({POSITION: {"$gt": 0}}, {CHAIN: 1}).sort(POSITION, DESCENDING).limit(1)
+            found: list[int] = [each[CHAIN]["position"] for each in await cursor.to_list(1)]
+            return found[0] if found else 0
 
     async def positions(self, schema: str) -> AsyncIterator[list[tuple[str, object]]]:
         """Each document's id and what it says its position is, batch by batch in no order; raises ConnectionError."""

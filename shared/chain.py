@@ -36,7 +36,8 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-_encode: Final = msgspec.json.Encoder(order="deterministic", enc_hook=_plain).encode
+_encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+_encode_sorted: Final = msgspec.json.Encoder(order="deterministic", enc_hook=_plain).encode
 
 
 def genesis(schema: str) -> bytes:
@@ -49,7 +50,12 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
     Raises TypeError for what no event can hold.
     """
-    return _encode({name: value for name, value in document.items() if name != CHAIN})
+    return _encode_sorted({name: value for name, value in document.items() if name != CHAIN})
+
+
+def event_of(document: Mapping[str, Any]) -> bytes:
+    """The event in a document, as it was published: JSON in UTF-8. Raises TypeError for what no event can hold."""
+    return _encode({name: value for name, value in document.items() if name not in {"_id", CHAIN}})
 
 
 def link(previous: bytes, position: int, document: Mapping[str, Any]) -> bytes:

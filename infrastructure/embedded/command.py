@@ -104,6 +104,19 @@ def audit_verify(_: Platform) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler.audit"], variables)  # noqa: S606
 
 
+def replay(_: Platform) -> None:
+    """Publish again what the audit has; the process becomes the one that does."""
+    variables = environment.leading_to(["postgres", "mongodb", "kafka"], RUN / cleaning.ENVIRONMENT, os.environ)
+    if variables is None:
+        raise EmbeddedError(
+            "There is nothing to replay: run `make up` first, or name the servers by POSTGRES_HOST, MONGO_HOST and "
+            "KAFKA_BOOTSTRAP_SERVERS."
+        )
+    topic, since = (os.environ.get(name, "") for name in ("TOPIC", "SINCE"))
+    os.chdir(CHECKOUT)
+    os.execve(sys.executable, [sys.executable, "-m", "shared.replay", topic, since], variables)  # noqa: S606
+
+
 def create_admin(_: Platform) -> None:
     """Make an admin; the process becomes user-service's command that does."""
     variables = environment.leading_to(["postgres"], RUN / cleaning.ENVIRONMENT, os.environ)
@@ -117,7 +130,20 @@ def create_admin(_: Platform) -> None:
 
 COMMANDS: dict[str, Callable[[Platform], None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (install, up, down, status, logs, infra, demo, reconcile, audit_verify, create_admin, reset)
+    for command in (
+        install,
+        up,
+        down,
+        status,
+        logs,
+        infra,
+        demo,
+        reconcile,
+        audit_verify,
+        replay,
+        create_admin,
+        reset,
+    )
 }
 
 

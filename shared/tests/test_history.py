@@ -73,7 +73,7 @@ def document(number: int) -> dict[str, Any]:
         "actor": ALICE if number % 2 else BOB,
         "requestid": "request-1",
         "traceparent": "00",
-        "data": {"number": number},
+        "data": {"number": number, "large": 2**40},
         CHAIN: {"position": number + 1, "hash": f"{number:064}"},
     }
 
@@ -115,7 +115,7 @@ async def test_an_event_says_who_did_what_to_what_and_where_it_stands(audit: Aud
         "actor": DOCUMENTS[number]["actor"],
         "request_id": "request-1",
         "traceparent": "00",
-        "data": {"number": number},
+        "data": {"number": number, "large": 2**40},
         "position": number + 1,
         "hash": f"{number:064}",
     }
