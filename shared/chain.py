@@ -7,6 +7,7 @@ has to repeat a batch writes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from shared.database import Database
 
 CHAIN: Final = "chain"  # the member of a document that says where it stands
-_LENGTH_BYTES: Final = 8
+_POSITION_BYTES: Final = 8
+_FRAME: Final = struct.Struct(">Q32sQQQ")  # all but the last of the parts, and that one's length
 
 
 class LeadershipLostError(Exception):
@@ -63,11 +65,12 @@ def link(previous: bytes, position: int, document: Mapping[str, Any]) -> bytes:
 
     `position` and lengths are 8 bytes, the highest first. Raises TypeError as `canonical` does.
     """
-    digest = hashlib.sha256()
-    for part in (previous, position.to_bytes(_LENGTH_BYTES, "big"), canonical(document)):
-        digest.update(len(part).to_bytes(_LENGTH_BYTES, "big"))
-        digest.update(part)
-    return digest.digest()
+    return _hash(previous, position, canonical(document))
+
+
+def _hash(previous: bytes, position: int, encoded: bytes) -> bytes:
+    frame = _FRAME.pack(len(previous), previous, _POSITION_BYTES, position, len(encoded))
+    return hashlib.sha256(frame + encoded).digest()
 
 
 def chain_table(metadata: sa.MetaData) -> sa.Table:
@@ -165,7 +168,8 @@ def linked(rows: Sequence[asyncpg.Record], previous: bytes, first: int) -> tuple
     documents = []
     for position, row in enumerate(rows, first):
         event = msgspec.json.decode(row["payload"])
-        document = {"_id": event["id"]} | event
-        previous = link(previous, position, document)
-        documents.append(document | {CHAIN: {"position": position, "hash": previous.hex()}})
+        document = {"_id": event["id"], **event}
+        previous = _hash(previous, position, _encode_sorted(document))
+        document[CHAIN] = {"position": position, "hash": previous.hex()}
+        documents.append(document)
     return documents, previous
