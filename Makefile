@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,12 @@ demo: python ## Play the README's sample calls against the running platform
 
 reconcile: install ## Check that all the money adds up: status 0 if so, 1 if not, 2 if it cannot be said
 	@$(VENV) $(EMBEDDED) reconcile
+
+audit-verify: install ## Walk the audit's chains: status 0 if each document is as it was written, 1 if one is not, 2 if it cannot be said
+	@$(VENV) $(EMBEDDED) audit-verify
+
+replay: install ## Publish what the audit has to Kafka again: TOPIC=users.events (or all) SINCE=2026-11-24 (or 24h, or an instant)
+	@$(VENV) $(EMBEDDED) replay
 
 dlq-list: install ## Show the dead letters: ARGS="--topic users.events --group wallet-service"
 	@ARGS='$(ARGS)' $(VENV) $(EMBEDDED) dlq-list

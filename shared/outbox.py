@@ -1,6 +1,7 @@
 """The transactional outbox: events are stored with the change they tell of, and a relay carries them out.
 
-Each row goes to two sinks, Kafka and the audit in MongoDB, and is deleted once both have it.
+Each row goes to two sinks, Kafka and the audit in MongoDB, and is deleted once both have it. Before the audit gets a
+row, the row gets its place in the audit's chain.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
-import msgspec
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit import AuditLog
 from shared.background import Worker, running
+from shared.chain import Chain, ChainBrokenError, LeadershipLostError, chain_table, linked
 from shared.database import Asyncpg, Database, prepare_schema
 from shared.events import OutgoingEvent
 from shared.http.app import Check
@@ -37,6 +38,7 @@ MAX_BEHIND_SECONDS: Final = 30.0  # for which the relay lets everything else go 
 PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other
 EVEN_CHECK_SECONDS: Final = 0.1
 WATCH_SECONDS: Final = 1.0
+LEADERS_SILENCE_SECONDS: Final = 10  # after which the server takes the lock from a leader that is frozen or cut off
 MAX_DEPTH: Final = 10_000  # counting further would take longer than the figure is worth
 MAX_BACKOFF_SECONDS: Final = 5.0
 _LEADER_LOCK: Final = 0x6F757462  # "outb", with the schema's hash beside it
@@ -47,7 +49,8 @@ _log = logging.getLogger(__name__)
 
 
 def outbox_table(metadata: sa.MetaData) -> sa.Table:
-    """The outbox of the service whose `metadata` this is."""
+    """The outbox of the service whose `metadata` this is, and beside it the head of its audit's chain."""
+    chain_table(metadata)
     return sa.Table(
         "outbox",
         metadata,
@@ -119,10 +122,16 @@ class Relay:
         self._schema = settings.schema_name
         self._producer = EventProducer(settings)
         self._audit = AuditLog(settings)
+        self._chain = Chain(database, settings.schema_name)
         self._metrics = OutboxMetrics(registry)
         self._carriers: dict[str, Carrier] = {"published": self._to_kafka, "audited": self._to_audit}
         self._woken = {mark: asyncio.Event() for mark in self._carriers}
         self._settling = asyncio.Lock()
+
+    @property
+    def audit(self) -> AuditLog:
+        """The service's audit, for reading."""
+        return self._audit
 
     @property
     def checks(self) -> dict[str, Check]:
@@ -158,6 +167,8 @@ class Relay:
             query = "select pg_try_advisory_lock($1, hashtext($2))"
             while not await connection.fetchval(query, _LEADER_LOCK, self._schema):  # noqa: ASYNC110 - another process has it
                 await asyncio.sleep(WATCH_SECONDS)
+            await connection.execute(f"set idle_session_timeout = '{LEADERS_SILENCE_SECONDS}s'")
+            await self._chain.lead(connection)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._carry())
                 group.create_task(self._watch(connection))
@@ -211,6 +222,7 @@ class Relay:
                 return
             async with self._database.batch() as connection:
                 await connection.execute("delete from outbox where position = any($1)", positions)
+            self._chain.settle(positions)
 
     async def _carry_apart(self) -> None:
         """Let each sink go its own way until both have all but the latest rows."""
@@ -250,35 +262,64 @@ class Relay:
         try:
             if rows:
                 await self._carriers[mark](rows)
+        except LeadershipLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - see above
             self._metrics.failures.labels(mark).inc()
             _log.warning("outbox not %s: %s: %s", mark, type(error).__name__, error)
             return False
         return True
 
-    async def _waiting(self, condition: str, limit: int = BATCH_SIZE) -> list[asyncpg.Record]:
+    async def _waiting(self, condition: str, limit: int = BATCH_SIZE, *arguments: object) -> list[asyncpg.Record]:
         columns = "position, topic, key, payload, published, audited"
         query = f"select {columns} from outbox where {condition} order by position limit $1"  # noqa: S608 - literals
         async with self._database.batch() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(query, limit)
+            rows: list[asyncpg.Record] = await connection.fetch(query, limit, *arguments)
             return rows
 
     async def _settle(self, mark: str, positions: list[int]) -> None:
-        """Mark what one sink has, and delete what both have; one at a time, or both could overlook the other."""
+        """Mark what one sink has, and delete what both have; one at a time, or both could overlook the other.
+
+        The sink does have it, whoever leads by now: this needs no fence.
+        """
         async with self._settling, self._database.batch() as connection:
             update = f"update outbox set {mark} = true where position = any($1)"  # noqa: S608 - a literal
             await connection.execute(update, positions)
             await connection.execute(
                 "delete from outbox where position = any($1) and published and audited", positions
             )
+        if mark == "audited":
+            self._chain.settle(positions)
 
     async def _to_kafka(self, rows: Sequence[asyncpg.Record]) -> None:
         await self._producer.send([(row["topic"], row["key"].encode(), row["payload"].encode()) for row in rows])
         self._metrics.published.inc(len(rows))
 
     async def _to_audit(self, rows: Sequence[asyncpg.Record]) -> None:
-        await self._audit.write([msgspec.json.decode(row["payload"]) for row in rows])
-        self._metrics.audited.inc(len(rows))
+        repeated = await self._repeat_claimed() if not self._chain.settled else frozenset()
+        if fresh := [row for row in rows if row["position"] not in repeated]:
+            await self._audit.write(await self._chain.claim(fresh))
+            self._metrics.audited.inc(len(fresh))
+
+    async def _repeat_claimed(self) -> frozenset[int]:
+        """Write the batch once more that was claimed last, unless it is known to be in the audit; its positions.
+
+        Its rows are marked and deleted together: all of them are still there, or none.
+        """
+        head = await self._chain.claimed()
+        rows = await self._waiting("position = any($2) and not audited", BATCH_SIZE, head.claimed)
+        if rows:
+            documents, last = linked(rows, head.before, head.first)
+            if last != head.hash:
+                raise ChainBrokenError(
+                    f"the outbox has {len(rows)} rows of the {len(head.claimed)} that were claimed for the audit's "
+                    f"positions {head.first} to {head.position}, and not with those hashes"
+                )
+            await self._audit.write(documents)
+            await self._settle("audited", head.claimed)
+            self._metrics.audited.inc(len(rows))
+        self._chain.settle(head.claimed)
+        return frozenset(head.claimed)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

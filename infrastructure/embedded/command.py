@@ -98,6 +98,26 @@ def reconcile(_: Platform) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler"], variables)  # noqa: S606
 
 
+def audit_verify(_: Platform) -> None:
+    """Walk the audit's chains; the process becomes the one that does."""
+    variables = reconciling.variables(RUN / cleaning.ENVIRONMENT, os.environ)
+    os.chdir(CHECKOUT / RECONCILER.folder)
+    os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler.audit"], variables)  # noqa: S606
+
+
+def replay(_: Platform) -> None:
+    """Publish again what the audit has; the process becomes the one that does."""
+    variables = environment.leading_to(["postgres", "mongodb", "kafka"], RUN / cleaning.ENVIRONMENT, os.environ)
+    if variables is None:
+        raise EmbeddedError(
+            "There is nothing to replay: run `make up` first, or name the servers by POSTGRES_HOST, MONGO_HOST and "
+            "KAFKA_BOOTSTRAP_SERVERS."
+        )
+    topic, since = (os.environ.get(name, "") for name in ("TOPIC", "SINCE"))
+    os.chdir(CHECKOUT)
+    os.execve(sys.executable, [sys.executable, "-m", "shared.replay", topic, since], variables)  # noqa: S606
+
+
 def create_admin(_: Platform) -> None:
     """Make an admin; the process becomes user-service's command that does."""
     variables = environment.leading_to(["postgres"], RUN / cleaning.ENVIRONMENT, os.environ)
@@ -140,9 +160,11 @@ COMMANDS: dict[str, Callable[[Platform], None]] = {
         infra,
         demo,
         reconcile,
-        create_admin,
+        audit_verify,
+        replay,
         dlq_list,
         dlq_replay,
+        create_admin,
         reset,
     )
 }

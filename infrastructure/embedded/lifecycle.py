@@ -15,6 +15,8 @@ from infrastructure.embedded.stack import Stack
 from infrastructure.embedded.waiting import wait_until
 
 READY_LIMIT_SECONDS = 60.0
+REPLAYED = "24h"
+REPLAY = "replay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Platform:
             inherited = {**self._environ, **variables, "ENV_FILE": ""}
             try:
                 self._start_services(inherited)
+                self._replay(inherited)
             except BaseException:  # a Ctrl-C too: nothing stays half-started
                 self._stop_services(self._started)
                 self._stack.halt(self._stack.started)
@@ -78,6 +81,7 @@ class Platform:
         """Stop the services, which finish what they have begun, then the engines; False when nothing ran."""
         with self._locked():
             stopped = self._stop_services(self._services)
+            processes.stop(self._stack.record(REPLAY))
             engines = [name for name in environment.ENGINES if self._stack.process(name)]
             self._stack.halt(environment.ENGINES)
             for name in (*stopped, *engines):
@@ -213,6 +217,24 @@ class Platform:
             limit = f"{self._ready_limit_seconds:.0f} s"
             raise EmbeddedError(f"{service.name} runs but is not healthy after {limit}: see {log}.")
         self._report(f"{service.name}: ready on {services.url(process.port)}")
+
+    def _replay(self, inherited: Mapping[str, str]) -> None:
+        """Have the events of the last day published again where the broker has just begun, with nothing in memory.
+
+        Consumers may not have come to some of them; what they have handled has no second effect. Nobody waits for it.
+        """
+        if "kafka" not in self._stack.started:
+            return
+        log = self._stack.log(REPLAY)
+        processes.start(
+            [str(self._python), "-m", "shared.replay", "all", REPLAYED],
+            record=self._stack.record(REPLAY),
+            log=log,
+            port=0,
+            environment=inherited,
+            directory=self._root,
+        )
+        self._report(f"kafka: begins empty, and gets the events of the last {REPLAYED} from the audit")
 
     def _stop_services(self, chosen: Sequence[Service]) -> list[str]:
         with ThreadPoolExecutor(len(self._services)) as pool:

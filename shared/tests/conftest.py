@@ -42,11 +42,17 @@ def service_kind(owner: Owner) -> Callable[[], AbstractAsyncContextManager[type[
             schema_name = f"probe_{suffix}_events"
 
         role, schema = f"probe_{suffix}", ProbeSettings.schema_name
-        table = str(CreateTable(outbox_table(sa.MetaData())).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+        metadata = sa.MetaData()
+        outbox_table(metadata)
+        tables = "; ".join(
+            str(CreateTable(table).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+            for table in metadata.sorted_tables
+        )
         await owner.execute(
             f"create role {role} nologin; grant {role} to current_user; create schema {schema};"
-            f"grant usage on schema {schema} to {role}; set search_path = {schema}; {table};"
+            f"grant usage on schema {schema} to {role}; set search_path = {schema}; {tables};"
             f"grant select, insert, update, delete on outbox to {role};"
+            f"grant select, insert, update on audit_chain to {role};"
             f"create table notes (id bigint primary key, text text not null);"
             f"grant select, insert on notes to {role}; reset search_path"
         )

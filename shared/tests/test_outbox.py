@@ -1,25 +1,20 @@
 """The relay over real sinks: everything that was committed arrives, in order, whatever goes out meanwhile."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import asyncpg
 import pytest
-import sqlalchemy as sa
-from aiokafka import AIOKafkaConsumer
 from prometheus_client import CollectorRegistry
 
 from shared import outbox
 from shared.audit import AuditLog
 from shared.background import running
 from shared.database import Database
-from shared.events import OutgoingEvent
-from shared.ids import new_id
 from shared.outbox import Relay
 from shared.settings import DatabaseSettings
+from shared.testing.relayed import TABLE, by_key, commit, documents, events_of, in_audit, in_kafka
 from shared.testing.sandbox import Sandbox
 from shared.testing.waiting import eventually
 
@@ -27,8 +22,6 @@ Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Line = tuple[int, Callable[[], None], Callable[[], None]]
 Lines = Callable[[str, int], AbstractAsyncContextManager[Line]]
 Empty = Callable[[], Awaitable[bool]]
-
-TABLE = outbox.outbox_table(sa.MetaData())
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +59,6 @@ def empty(rows: Callable[[], Awaitable[list[asyncpg.Record]]]) -> Empty:
     return is_empty
 
 
-def events_of(settings: DatabaseSettings, keys: int, each: int) -> list[OutgoingEvent]:
-    """`each` numbered events of each of `keys` aggregates, taking turns."""
-    names = [str(new_id()) for _ in range(keys)]
-    found = []
-    for number in range(1, each + 1):
-        for key in names:
-            event_id = new_id()
-            payload = json.dumps({"id": str(event_id), "subject": key, "sequence": number, "text": "Zoë"})
-            found.append(OutgoingEvent(event_id, f"{settings.schema_name}.events", key, payload))
-    return found
-
-
-async def commit(database: Database, events: Sequence[OutgoingEvent]) -> None:
-    async with database.transaction() as session:
-        await outbox.append(session, TABLE, events)
-
-
 @asynccontextmanager
 async def relaying(database: Database, settings: DatabaseSettings) -> AsyncIterator[Relay]:
     """A relay at work; like a process that is killed, it ends wherever it is."""
@@ -92,55 +68,6 @@ async def relaying(database: Database, settings: DatabaseSettings) -> AsyncItera
             yield relay
     finally:
         await relay.close()
-
-
-async def in_kafka(settings: DatabaseSettings, events: Sequence[OutgoingEvent]) -> list[OutgoingEvent]:
-    """Those of `events` that are in the topic, as often as they are, in each partition's order."""
-    known = {event.payload.encode(): event for event in events}
-    consumer = AIOKafkaConsumer(
-        settings.topic, bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest"
-    )
-    await consumer.start()
-    try:
-        partitions = consumer.assignment()
-        ends = await consumer.end_offsets(partitions)
-        found = []
-        while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
-            for records in (await consumer.getmany(timeout_ms=200)).values():
-                for record in records:
-                    if record.value in known:
-                        assert record.key.decode() == known[record.value].key
-                        found.append(known[record.value])
-        return found
-    finally:
-        await consumer.stop()
-
-
-async def in_audit(
-    sandbox: Sandbox, settings: DatabaseSettings, events: Sequence[OutgoingEvent]
-) -> list[dict[str, Any]]:
-    """The audit's documents of `events`, in the order of `events`."""
-    ids = [str(event.id) for event in events]
-
-    def look() -> list[dict[str, Any]]:
-        with sandbox.mongo() as client:
-            collection = client[settings.mongo_db][f"{settings.schema_name}_audit"]
-            return sorted(collection.find({"_id": {"$in": ids}}), key=lambda found: ids.index(found["_id"]))
-
-    return await asyncio.to_thread(look)
-
-
-def documents(events: Sequence[OutgoingEvent]) -> list[dict[str, Any]]:
-    """The audit's documents as they must be."""
-    return [{"_id": str(event.id)} | json.loads(event.payload) for event in events]
-
-
-def by_key(events: Sequence[OutgoingEvent]) -> dict[str, list[int]]:
-    """The sequence numbers of each key, in the order of `events`."""
-    found: dict[str, list[int]] = {}
-    for event in events:
-        found.setdefault(event.key, []).append(json.loads(event.payload)["sequence"])
-    return found
 
 
 async def test_what_was_committed_reaches_both_sinks_once_and_each_key_in_order(
@@ -372,6 +299,6 @@ async def test_a_login_that_mongodb_does_not_take_is_said_to_be_that(
     audit = AuditLog(sandbox.settings(probe, mongo_user="nobody", mongo_password="wrong"))
     try:
         with pytest.raises(ConnectionError, match="MONGO_USER"):
-            await audit.write([{"id": "1"}])
+            await audit.write([{"_id": "1", "chain": {"position": 1, "hash": ""}}])
     finally:
         audit.close()

@@ -104,6 +104,7 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
     ),
     ("DELETE", "/users/me"): _about_oneself(403, lambda _: {"password": "WrongPass789"}),
     ("GET", "/users"): _admins(200),
+    ("GET", "/users/audit"): _admins(200),
     ("GET", "/users/{user_id}"): _admins(200),
     ("POST", "/users/{user_id}/disable"): _admins(200),
     ("POST", "/users/{user_id}/enable"): _admins(200),
@@ -111,6 +112,7 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
         401, 403, 403, 201, 201, lambda cast: {"user_id": cast.owner.id, "currency": next(_CURRENCIES)}
     ),
     ("GET", "/wallets"): _about_oneself(200),
+    ("GET", "/wallets/audit"): _admins(200),
     ("GET", "/wallets/{wallet_id}"): _owners(200),
     ("GET", "/wallets/{wallet_id}/balance"): _owners(200),
     ("GET", "/wallets/{wallet_id}/entries"): _owners(200),
@@ -122,10 +124,12 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
         401, 404, 404, 201, 404, _transfer(""), as_missing=True, missing_body=_transfer(str(new_id()))
     ),
     ("GET", "/transactions"): _about_oneself(200),
+    ("GET", "/transactions/audit"): _admins(200),
     ("GET", "/transactions/{transaction_id}"): _owners(200),
     ("POST", "/transactions/{transaction_id}/refund"): _owners(201, lambda _: {"amount": "1.00"}, admin=403),
     ("POST", "/transactions/{transaction_id}/cancel"): _owners(
         200, admin=404, things={"transaction_id": "pending_transaction_id"}
     ),
+    ("GET", "/payments/audit"): _admins(200),
     ("GET", "/payments/{payment_id}"): _owners(200),
 }

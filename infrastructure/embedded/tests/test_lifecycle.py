@@ -42,6 +42,14 @@ if pathlib.Path("broken").exists():
     raise ValueError("relation users does not exist")
 """
 
+# Stands in for the command that publishes what the audit has.
+REPLAY = """
+import os, pathlib, sys
+
+pathlib.Path("replayed.partial").write_text(f"{sys.argv[1:]} {os.environ['KAFKA_BOOTSTRAP_SERVERS']}")
+os.rename("replayed.partial", "replayed")
+"""
+
 
 class World:
     """A checkout with two stand-in services, and whatever is said while they start."""
@@ -53,8 +61,12 @@ class World:
             Service("wallet-service", "services/wallet-service", ports.choose([])),
             Service("api-gateway", "api-gateway", ports.choose([])),
         )
-        for package, name, code in (("shared", "serve", SERVE), ("alembic", "__main__", MIGRATE)):
-            (root / package).mkdir()
+        for package, name, code in (
+            ("shared", "serve", SERVE),
+            ("shared", "replay", REPLAY),
+            ("alembic", "__main__", MIGRATE),
+        ):
+            (root / package).mkdir(exist_ok=True)
             (root / package / "__init__.py").touch()
             (root / package / f"{name}.py").write_text(code)
         for service in self.services:
@@ -154,6 +166,33 @@ def test_migrations_known_to_be_in_the_data_run_again_only_once_they_change_or_t
     assert restart() == 3
     world.platform().down()
     world.platform().remove_data()
+
+
+def test_a_broker_that_begins_empty_gets_the_last_days_events_and_one_that_runs_nothing(world: World) -> None:
+    embedded = {name: value for name, value in world.environ().items() if name != "KAFKA_BOOTSTRAP_SERVERS"}
+    world.stack = Stack(world.root / ".run", ports="free", durable=False, environ=embedded)
+    replayed = world.root / "replayed"
+
+    world.platform().up()
+    broker = world.stack.process("kafka")
+    assert broker is not None
+    assert wait_until(replayed.exists, LIMIT_SECONDS)
+    assert replayed.read_text() == f"['all', '24h'] 127.0.0.1:{broker.port}"
+
+    replayed.unlink()
+    os.kill(world.running()["api-gateway"].pid, signal.SIGKILL)
+    assert wait_until(lambda: "api-gateway" not in world.running(), LIMIT_SECONDS)
+    world.platform().up()
+    assert "kafka: begins empty, and gets the events of the last 24h from the audit" in world.lines
+    assert sum(line.startswith("kafka: begins empty") for line in world.lines) == 1
+    assert not replayed.exists()
+
+
+def test_without_a_broker_of_its_own_nothing_is_published_again(world: World) -> None:
+    world.platform().up()
+
+    assert not any(line.startswith("kafka:") for line in world.lines)
+    assert not (world.root / "replayed").exists()
 
 
 def test_down_stops_everything_and_a_second_one_nothing(world: World) -> None:

@@ -20,6 +20,7 @@ from shared.auth import ServiceTokens
 from shared.authentication import authenticator_of, following
 from shared.database import Database
 from shared.http.app import create_api, health_router
+from shared.http.history import audit_router
 from shared.logs import configure_logging
 from shared.outbox import Relay, publishing
 from shared.settings import load
@@ -56,6 +57,7 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
     )
+    app.include_router(audit_router("payments", relay.audit, authenticator))
     app.include_router(payments_router(payments, authenticator))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app.include_router(internal_router(payments, service_tokens))

@@ -15,6 +15,7 @@ from shared.consumer import Consumer, each
 from shared.database import Database
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
+from shared.http.history import audit_router
 from shared.logs import configure_logging
 from shared.outbox import Relay, publishing
 from shared.settings import load
@@ -76,5 +77,6 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         lifespan=lifespan,
         inner=bundles_route(transactions, authenticator, service_tokens),
     )
+    app.include_router(audit_router("transactions", relay.audit, authenticator))
     app.include_router(transactions_router(transactions, authenticator))
     return app

@@ -53,19 +53,19 @@ async def migrate_for(settings: UserSettings, sandbox: Sandbox) -> None:
 async def test_the_migrations_go_up_down_and_up_and_the_models_have_nothing_more(fresh: Sandbox) -> None:
     await alembic(fresh, FOLDER, "upgrade", "head")
     await alembic(fresh, FOLDER, "check")
-    assert await tables(fresh) == {"users", "sessions", "outbox", "alembic_version"}
+    assert await tables(fresh) == {"users", "sessions", "outbox", "audit_chain", "alembic_version"}
 
     await alembic(fresh, FOLDER, "downgrade", "base")
     assert await tables(fresh) == {"alembic_version"}
 
     await alembic(fresh, FOLDER, "upgrade", "head")
-    assert await tables(fresh) == {"users", "sessions", "outbox", "alembic_version"}
+    assert await tables(fresh) == {"users", "sessions", "outbox", "audit_chain", "alembic_version"}
 
 
 async def test_of_three_that_migrate_at_once_one_does(fresh: Sandbox) -> None:
     await asyncio.gather(*(alembic(fresh, FOLDER, "upgrade", "head") for _ in range(3)))
 
-    assert await tables(fresh) == {"users", "sessions", "outbox", "alembic_version"}
+    assert await tables(fresh) == {"users", "sessions", "outbox", "audit_chain", "alembic_version"}
     await require_current_schema(fresh.settings(UserSettings), FOLDER)
 
 
@@ -81,7 +81,7 @@ async def test_outside_development_a_schema_that_is_behind_stops_the_start_and_i
 
     await migrate_for(settings, fresh)
     await prepare_schema(settings, FOLDER)
-    assert await tables(fresh) == {"users", "sessions", "outbox", "alembic_version"}
+    assert await tables(fresh) == {"users", "sessions", "outbox", "audit_chain", "alembic_version"}
 
 
 async def test_in_development_too_a_start_can_be_told_not_to_migrate(fresh: Sandbox) -> None:

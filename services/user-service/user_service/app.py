@@ -15,6 +15,7 @@ from shared.database import Database
 from shared.http.address import client_address_of
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
+from shared.http.history import audit_router
 from shared.logs import configure_logging
 from shared.outbox import Relay, publishing
 from shared.settings import load
@@ -85,6 +86,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
         ),
         lifespan=lifespan,
     )
+    app.include_router(audit_router("users", relay.audit, sessions))
     app.include_router(
         users_router(
             Accounts(database, credentials, WalletClient(wallets), wakes),

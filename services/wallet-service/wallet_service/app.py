@@ -13,6 +13,7 @@ from shared.authentication import authenticator_of, following
 from shared.consumer import Consumer, each
 from shared.database import Database
 from shared.http.app import create_api, health_router
+from shared.http.history import audit_router
 from shared.logs import configure_logging
 from shared.metrics import CacheMetrics
 from shared.outbox import Relay, publishing
@@ -64,6 +65,7 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
         lifespan=lifespan,
         inner=postings_route(ledger, service_tokens),
     )
+    app.include_router(audit_router("wallets", relay.audit, authenticator))
     app.include_router(wallets_router(wallets, authenticator))
     app.include_router(internal_router(wallets, service_tokens))
     return app
