@@ -128,4 +128,10 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
         200, admin=404, things={"transaction_id": "pending_transaction_id"}
     ),
     ("GET", "/payments/{payment_id}"): _owners(200),
+    ("GET", "/notifications"): _about_oneself(200),
+    ("GET", "/notifications/preferences"): _about_oneself(200),
+    ("PUT", "/notifications/preferences"): _about_oneself(
+        200, lambda _: {"preferences": [{"kind": "deposit", "email": True, "sms": True}]}
+    ),
+    ("POST", "/notifications/{notification_id}/read"): _owners(200, admin=404),
 }

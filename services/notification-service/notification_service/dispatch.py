@@ -85,7 +85,11 @@ class Dispatcher:
                 await self._end(channel, due, State.FAILED, error.reason)
             else:
                 await self._put_off(channel, due, error.reason, self._retries.give_up_seconds)
-            return error.reason if error.at_large else None
+            return _for_the_log(error) if error.at_large else None
+        except Exception:  # noqa: BLE001 - a message that nobody can write or send must not keep the others
+            _log.exception("notification not sent", extra={"notification_id": str(due.id), "channel": channel})
+            await self._put_off(channel, due, "internal_error", self._retries.give_up_seconds)
+            return None
         # From here to the commit, a crash sends the message again: nothing may come between.
         await _recorded(self._database, lambda session: queries.end_as_sent(session, due))
         self._count(channel, State.SENT)
@@ -125,6 +129,12 @@ async def _recorded(database: Database, write: Callable[[AsyncSession], Awaitabl
             await asyncio.sleep(RECORD_PAUSE_SECONDS)
         else:
             return
+
+
+def _for_the_log(error: DeliveryError) -> str:
+    """What whoever runs the service has to know; nothing in it is about one person."""
+    cause = error.__cause__
+    return f"{error.reason}: {type(cause).__name__}: {cause}" if cause else error.reason
 
 
 def _message(due: Due, contact: Contact) -> Message:

@@ -220,9 +220,14 @@ def _amount(minor: int, currency: str) -> str:
 
 def plain(text: str, limit: int = MAX_FACT_LENGTH) -> str:
     """Text from outside as one line without control characters, without marks that turn the reading direction of what
-    follows, and not longer than `limit` characters. Joiners, which some scripts and emoji need, stay."""
+    follows, and not longer than `limit` characters. Joiners, which some scripts and emoji need, stay.
+
+    Nor does it hold an encoded word (RFC 2047): Python's e-mail package decodes one in a name, line ends and all, and
+    writes what comes out of it as headers.
+    """
     kept = "".join(
-        letter if letter in _JOINERS or unicodedata.category(letter)[0] != "C" else " " for letter in text
+        letter if letter in _JOINERS or unicodedata.category(letter)[0] != "C" else " "
+        for letter in text[: 4 * limit].replace("=?", "= ?")
     ).split()
     line = " ".join(kept)
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
@@ -60,7 +61,7 @@ class Letters:
         self._text = templates.get_template("mail.txt")
 
     def write(self, message: Message) -> EmailMessage:
-        """The e-mail, the same bytes but for the boundary whenever it is written; raises AddressError."""
+        """The e-mail, the same bytes whenever it is written; raises AddressError."""
         recipient = _recipient(message.contact)
         letter = EmailMessage(SMTP if recipient.addr_spec.isascii() else SMTPUTF8)
         subject = subject_of(message.template, message.facts)
@@ -86,6 +87,7 @@ class Letters:
         }
         letter.set_content(self._text.render(context), cte="quoted-printable")
         letter.add_alternative(self._html.render(context), subtype="html", cte="quoted-printable")
+        letter.set_boundary(f"=_{message.token(Channel.EMAIL).hex}")
         return letter
 
 
@@ -96,8 +98,10 @@ def _recipient(contact: Contact) -> Address:
         if not domain.isascii():
             domain = idna.encode(domain, uts46=True).decode()
         name = plain(f"{contact.first_name} {contact.last_name}", MAX_NAME_LENGTH)
-        address = Address(display_name=name, addr_spec=f"{user}@{domain}")
-    except (ValueError, IndexError, UnicodeError) as error:
+        # Address reads ASCII alone; what it is given in parts it only looks through for line ends.
+        given = {"addr_spec": f"{user}@{domain}"} if user.isascii() else {"username": user, "domain": domain}
+        address = Address(name, **given)
+    except (ValueError, IndexError, MessageError) as error:
         raise AddressError("not an address") from error
     if not (address.username and address.domain):
         raise AddressError("not an address")

@@ -1,6 +1,7 @@
 """What notification-service is told from outside."""
 
-import email.headerregistry
+from email.errors import MessageError
+from email.headerregistry import Address
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self
 
@@ -13,8 +14,8 @@ DEVELOPMENT_SENDER: Final = "no-reply@payment-system.example"
 
 def _address(value: str) -> str:
     try:
-        address = email.headerregistry.Address(addr_spec=value)
-    except (ValueError, IndexError):
+        address = Address(addr_spec=value)
+    except (ValueError, IndexError, MessageError):
         raise ValueError("Must be an e-mail address.") from None
     if not (address.username and address.domain and value.isascii()):
         raise ValueError("Must be an e-mail address.")
