@@ -21,7 +21,7 @@ from notification_service.service import Notifications
 from notification_service.settings import NotificationSettings
 from notification_service.sms import ConsoleSms, TwilioSms
 from notification_service.smtp import Smtp
-from notification_service.worker import deliver
+from notification_service.worker import deliver, forget
 from shared.authentication import authenticator_of, following
 from shared.background import Worker, running
 from shared.consumer import Consumer
@@ -44,13 +44,14 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     deliveries = deliveries_of(settings)
     notifications = Notifications(database, deliveries)
     consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED)
+    forgetting = partial(forget, notifications, settings.notification_keep_days)
     workers = workers_of(settings, database, deliveries, notifications.arrivals, registry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await prepare_schema(settings, FOLDER)
-            async with running(consumer.run, *workers), following(authenticator):
+            async with running(consumer.run, *workers, forgetting), following(authenticator):
                 yield
         finally:
             for delivery in deliveries.values():

@@ -63,6 +63,7 @@ class NotificationRow(Base):
         sa.Index(
             "notifications_pending", "channel", "next_attempt_at", postgresql_where=sa.text("state = 'pending'")
         ),
+        sa.Index("notifications_age", "created_at"),
         sa.Index("notifications_of_user", "user_id", "created_at", "id"),
     )
 

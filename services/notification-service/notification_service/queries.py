@@ -166,6 +166,19 @@ async def _change(session: AsyncSession, which: sa.ColumnElement[bool], values: 
     return (await session.scalar(statement)) is not None
 
 
+async def delete_old(session: AsyncSession, days: int, limit: int) -> int:
+    """Delete notifications that were ended and are so old; how many."""
+    row = NotificationRow
+    old = (
+        sa.select(row.id)
+        .where(row.created_at < sa.func.now() - sa.func.make_interval(0, 0, 0, days), row.state != State.PENDING)
+        .order_by(row.created_at)
+        .limit(limit)
+    )
+    statement = sa.delete(row).where(row.id.in_(old)).returning(row.id).execution_options(synchronize_session=False)
+    return len((await session.scalars(statement)).all())
+
+
 async def get(session: AsyncSession, user_id: UUID, notification_id: UUID) -> NotificationRow | None:
     """One notification, if it is this person's."""
     row = NotificationRow

@@ -27,6 +27,8 @@ from shared.events import Envelope, data_of
 from shared.ids import new_id
 from shared.inbox import new_ones
 
+FORGET_BATCH: Final = 1000
+
 _WHAT: Final = "notification"
 
 
@@ -99,6 +101,11 @@ class Notifications:
         async with self._database.transaction() as session:
             await queries.replace_preferences(session, caller.user_id, chosen)
         return {kind: chosen.get(kind, default_preference(kind)) for kind in Kind}
+
+    async def forget_old(self, days: int) -> int:
+        """Delete some of what was ended and is older than so many days; how many."""
+        async with self._database.transaction() as session:
+            return await queries.delete_old(session, days, FORGET_BATCH)
 
     def _decided(self, event: Envelope, notice: Notice, chosen: Preference | None) -> list[dict[str, Any]]:
         """The rows of a notice, one a channel."""

@@ -54,7 +54,8 @@ class NotificationSettings(DatabaseSettings):
     notification_retry_seconds: float = Field(default=5.0, gt=0, le=3600)
     notification_retry_max_seconds: float = Field(default=300.0, gt=0, le=86_400)
     notification_give_up_hours: float = Field(default=24.0, gt=0, le=168)
-    notification_per_second: int = Field(default=50, ge=1, le=1000)
+    notification_keep_days: int = Field(default=90, ge=1, le=3650)
+    notification_per_second: int = Field(default=20, ge=1, le=1000)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

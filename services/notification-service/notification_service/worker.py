@@ -8,10 +8,12 @@ from typing import Final
 
 from notification_service.dispatch import Dispatcher, Round
 from notification_service.domain import Channel
+from notification_service.service import FORGET_BATCH, Notifications
 from shared.background import stop_if_cancelled
 from shared.http.context import enter_context
 
 POLL_SECONDS: Final = 1.0
+FORGET_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
 LAST_ROUND_SECONDS: Final = 12.0  # what has begun is ended when the service stops; an attempt takes 10 s at most
 
@@ -45,6 +47,19 @@ async def deliver(dispatcher: Dispatcher, channel: Channel, arrival: asyncio.Eve
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await arrival.wait()
+
+
+async def forget(notifications: Notifications, keep_days: int) -> None:
+    """Delete what is older than so many days, until cancelled."""
+    while True:
+        enter_context()
+        try:
+            deleted = await notifications.forget_old(keep_days)
+        except Exception as error:  # noqa: BLE001 - an outage of any kind is waited out
+            _log.warning("old notifications not deleted: %s: %s", type(error).__name__, error)
+            deleted = 0
+        if deleted < FORGET_BATCH:
+            await asyncio.sleep(FORGET_SECONDS)
 
 
 async def _round(dispatcher: Dispatcher, channel: Channel) -> Round:

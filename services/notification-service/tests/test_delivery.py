@@ -265,6 +265,24 @@ async def test_without_a_phone_or_a_provider_no_text_message_goes_out(post: Post
         assert ("new_device", "sms", "skipped", "channel_off") in await post.ended(bob)
 
 
+async def test_what_is_old_and_ended_is_forgotten(post: Post) -> None:
+    old, waiting, new = new_id(), new_id(), new_id()
+    await post.happened(*map(contact_event, (old, waiting, new)))
+    await post.sql(
+        "update notifications.notifications set state = 'failed', next_attempt_at = null where user_id = any($1)",
+        [old, new],
+    )
+    await post.sql(
+        "update notifications.notifications set created_at = now() - interval '91 days' where user_id = any($1)",
+        [old, waiting],
+    )
+
+    assert await post.notifications.forget_old(90) == 1
+    assert await post.notifications.forget_old(90) == 0
+
+    assert [len(await post.rows(user_id)) for user_id in (old, waiting, new)] == [0, 1, 1]
+
+
 async def test_without_a_mail_server_mails_are_files(post: Post, process: Process, tmp_path: Path) -> None:
     alice = new_id()
     await post.happened(contact_event(alice))

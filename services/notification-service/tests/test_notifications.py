@@ -1,7 +1,7 @@
 """Who is told what, once."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -184,14 +184,29 @@ def test_names_are_no_links(text: str) -> None:
     assert not speaks_of_a_place(text)
 
 
-SECRETS = {
+COMPLETE = {
     "environment": "production",
     "jwt_secret_key": "j" * 32,
     "service_secret_key": "s" * 32,
     "postgres_password": "own",
     "mongo_password": "own",
+    "smtp_host": "smtp.example.org",
+    "mail_from": "pay@example.org",
+    "sms_provider": "none",
 }
-COMPLETE = SECRETS | {"smtp_host": "smtp.example.org", "mail_from": "pay@example.org", "sms_provider": "none"}
+
+
+@pytest.fixture
+def settings_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], NotificationSettings]:
+    """The settings that complete ones become by a change."""
+    monkeypatch.setenv("ENV_FILE", "")
+
+    def settings(change: dict[str, str]) -> NotificationSettings:
+        for name, value in (COMPLETE | change).items():
+            monkeypatch.setenv(name.upper(), value)
+        return load(NotificationSettings)
+
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -207,18 +222,14 @@ COMPLETE = SECRETS | {"smtp_host": "smtp.example.org", "mail_from": "pay@example
     ],
 )
 def test_settings_that_would_tell_nobody_stop_the_start(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], named: str
+    settings_from: Callable[[dict[str, str]], NotificationSettings], change: dict[str, str], named: str
 ) -> None:
-    monkeypatch.setenv("ENV_FILE", "")
-    for name, value in (COMPLETE | change).items():
-        monkeypatch.setenv(name.upper(), value)
-
     with pytest.raises(SettingsError, match=named):
-        load(NotificationSettings)
+        settings_from(change)
 
 
-def test_complete_settings_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert NotificationSettings(_env_file=None, **COMPLETE).smtp_port == 1025
+def test_complete_settings_do_not(settings_from: Callable[[dict[str, str]], NotificationSettings]) -> None:
+    assert settings_from({}).smtp_host == "smtp.example.org"
 
 
 # ------------------------------------------------------------------------------------ off the broker

@@ -59,8 +59,10 @@ def upgrade() -> None:
         ["channel", "next_attempt_at"],
         postgresql_where=sa.text("state = 'pending'"),
     )
+    op.create_index("notifications_age", "notifications", ["created_at"])
     op.create_index("notifications_of_user", "notifications", ["user_id", "created_at", "id"])
-    op.execute("grant select, insert, update on contacts, notifications to notification_service")
+    op.execute("grant select, insert, update on contacts to notification_service")
+    op.execute("grant select, insert, update, delete on notifications to notification_service")
     op.execute("grant select, insert, delete on preferences to notification_service")
 
 
