@@ -47,6 +47,11 @@ NOT_PASSED_ON: Final = {
     "kafka_topic_prefix",
     "kafka_producer_idempotence",
     "kafka_replication_factor",
+    # Mailpit takes every mail as it comes.
+    "mail_folder",
+    "smtp_security",
+    "smtp_username",
+    "smtp_password",
 }
 # Where a container finds what it needs, and as whom it comes there.
 LITERAL: Final = re.compile(r".*_(host|port|url)|kafka_bootstrap_servers|migrate_at_start")

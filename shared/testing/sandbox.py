@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import gc
 import secrets
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -37,6 +40,7 @@ class Sandbox:
             "REDIS_TIMEOUT_MS": "2000",  # a busy machine is no broken Redis; who breaks it has a shorter one
             "REDIS_KEY_PREFIX": f"test-{self._suffix}:",
             "USER_SERVICE_URL": "http://127.0.0.1:1",  # nobody's, unless a test has one of its own
+            "MAIL_FOLDER": str(Path(tempfile.gettempdir()) / f"test_{self._suffix}_mail"),
         }
         self._maintenance_db = engines["POSTGRES_DB"]
 
@@ -74,6 +78,7 @@ class Sandbox:
         finally:
             await connection.close()
         await asyncio.to_thread(self._drop_mongo)
+        await asyncio.to_thread(shutil.rmtree, self.environment["MAIL_FOLDER"], ignore_errors=True)
         await self._drop_topics()
         await self._drop_keys()
 

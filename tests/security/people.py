@@ -27,6 +27,7 @@ _TABLES: Final = {
     "wallets.entries": ("account_id, version", "", ""),
     "wallets.holds": ("id", "", "where account_id is not null"),
     "payments.payments": ("id", "next_check_at,updated_at", "where not user_id = any($1::uuid[])"),
+    "notifications.preferences": ("user_id, kind", "", "where not user_id = any($1::uuid[])"),
     "transactions.transactions": ("id", "attempts,next_attempt_at", "where not user_id = any($1::uuid[])"),
 }
 _STATE: Final = " union all ".join(

@@ -12,6 +12,7 @@ import pytest
 
 from api_gateway.routes import owner_of
 from shared.ids import new_id
+from shared.testing.waiting import eventually
 from tests.platform import Platform
 from tests.security.people import Actor, Books, newcomer, signed_in, without_ids
 from tests.security.rules import RULES, Cast, Rule
@@ -45,6 +46,7 @@ async def new_cast(client: httpx.AsyncClient, books: Books, stranger: Actor, str
         "select id::text from payments.payments where transaction_id = $1::uuid", transaction_id
     )
     things = {
+        "notification_id": await welcome_of(owner, books),
         "user_id": owner.id,
         "session_id": owner.session_id,
         "wallet_id": wallet_id,
@@ -54,6 +56,18 @@ async def new_cast(client: httpx.AsyncClient, books: Books, stranger: Actor, str
         "payment_id": payment_id,
     }
     return Cast(owner, stranger, things, strangers_wallet_id)
+
+
+async def welcome_of(owner: Actor, books: Books) -> str:
+    """The owner's first notification, once it has come of their registration."""
+
+    async def look() -> list[Any]:
+        return await books.sql(
+            "select id::text from notifications.notifications where user_id = $1::uuid and kind = 'welcome'", owner.id
+        )
+
+    [(notification_id,)] = await eventually(look)
+    return str(notification_id)
 
 
 def path_of(path: str, things: dict[str, str], rule: Rule) -> str:
