@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
@@ -140,11 +141,18 @@ class DeadLetters:
 
         What is too large for the broker is cut, and says so.
         """
-        for letter in letters:
-            try:
-                await self._producer.send_messages([letter.message()])
-            except MessageSizeTooLargeError:
-                await self._producer.send_messages([letter.cut().message()])
+        for large, run in groupby(letters, key=lambda letter: len(letter.value or b"") > CUT_BYTES):
+            if large:
+                for letter in run:
+                    await self._send_alone(letter)
+            else:
+                await self._producer.send_messages([letter.message() for letter in run])
+
+    async def _send_alone(self, letter: DeadLetter) -> None:
+        try:
+            await self._producer.send_messages([letter.message()])
+        except MessageSizeTooLargeError:
+            await self._producer.send_messages([letter.cut().message()])
 
     async def close(self) -> None:
         """Let go of the broker."""

@@ -84,11 +84,13 @@ async def records_of(settings: DatabaseSettings, topic: str) -> list[Any]:
     try:
         partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         client.assign(partitions)
-        ends = await client.end_offsets(partitions)
+        left = {partition for partition, end in (await client.end_offsets(partitions)).items() if end}
         found: list[Any] = []
-        while len(found) < sum(ends.values()):
-            for records in (await client.getmany(timeout_ms=1000)).values():
+        while left:
+            for records in (await client.getmany(*left, timeout_ms=1000)).values():
                 found += records
+            # What comes with the messages is right; asked for its end, the embedded broker names its last batch's.
+            left = {each for each in left if await client.position(each) < (client.highwater(each) or 1)}
         return found
     finally:
         await stop(client)
