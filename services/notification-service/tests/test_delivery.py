@@ -201,7 +201,7 @@ async def test_the_word_that_a_mail_went_out_outlasts_trouble_in_the_database(
         async with connection.transaction():
             await connection.execute("select from notifications.notifications where user_id = $1 for update", alice)
             mail_server.silent.set()
-            attempts = set()
+            attempts: set[tuple[object, ...]] = set()
 
             async def in_vain() -> bool:
                 waiting = await connection.fetch(
