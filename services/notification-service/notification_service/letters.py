@@ -79,6 +79,7 @@ class Letters:
             "sender": self._sender.display_name,
             "name": _greeted(message.contact.first_name),
             "subject": subject,
+            "headline": subject_of(message.template, _unbroken(message.facts)),
             "text": words.text,
             "advice": words.advice,
             "facts": [*listed_facts(message.facts), ("Time", f"{message.occurred_at:%d %B %Y, %H:%M} UTC")],
@@ -106,6 +107,11 @@ def _recipient(contact: Contact) -> Address:
     if not (address.username and address.domain):
         raise AddressError("not an address")
     return address
+
+
+def _unbroken(facts: dict[str, str]) -> dict[str, str]:
+    """The facts with spaces that no line ends at, so that an amount keeps its currency."""
+    return {name: fact.replace(" ", "\u00a0") for name, fact in facts.items()}
 
 
 def _greeted(first_name: str) -> str:

@@ -185,6 +185,38 @@ async def test_a_service_that_stops_ends_what_it_has_begun(
     assert len(mail_server.mails) == 1
 
 
+async def test_the_word_that_a_mail_went_out_outlasts_trouble_in_the_database(
+    post: Post, process: Process, mail_server: MailServer
+) -> None:
+    alice = new_id()
+    mail_server.silent = asyncio.Event()
+    await post.happened(contact_event(alice))
+    async with listening(mail_server), process():
+
+        async def taken() -> bool:
+            return bool(mail_server.mails)
+
+        await eventually(taken)
+        connection = await post.sandbox.connect()
+        async with connection.transaction():
+            await connection.execute("select from notifications.notifications where user_id = $1 for update", alice)
+            mail_server.silent.set()
+            attempts: set[tuple[object, ...]] = set()
+
+            async def in_vain() -> bool:
+                waiting = await connection.fetch(
+                    "select pid, query_start from pg_stat_activity "
+                    "where wait_event_type = 'Lock' and datname = current_database()"
+                )
+                attempts.update(map(tuple, waiting))
+                return len(attempts) > 1
+
+            await eventually(in_vain)
+        await connection.close()
+        assert await post.ended(alice) == [("welcome", "email", "sent", None)]
+    assert len(mail_server.mails) == 1
+
+
 async def test_who_is_not_known_yet_is_waited_for(post: Post, process: Process, mail_server: MailServer) -> None:
     alice = new_id()
     await post.happened(completed_event("deposit", alice))
