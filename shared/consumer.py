@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -313,6 +314,7 @@ async def _commit(consumer: Any, finished: Mapping[TopicPartition, int]) -> None
         _log.warning("offsets not committed, the partitions have moved: %s", type(error).__name__)
 
 
+@lru_cache(maxsize=256)
 def _family(kind: str) -> str | None:
     """`users.registered` of `users.registered.v1`; None for what has no version."""
     match = _VERSIONED.fullmatch(kind)
