@@ -43,7 +43,7 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     authenticator = authenticator_of(settings, registry)
     deliveries = deliveries_of(settings)
     notifications = Notifications(database, deliveries)
-    consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED)
+    consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED, registry)
     forgetting = partial(forget, notifications, settings.notification_keep_days)
     workers = workers_of(settings, database, deliveries, notifications.arrivals, registry)
 
