@@ -285,6 +285,7 @@ def test_outside_development_it_runs_with_secrets_of_ones_own_only(stack: Stack,
     production.down("--volumes")
     with file.open("a") as more:
         more.writelines(f"{name}={secrets.token_hex(32)}\n" for name in own_secrets())
+        more.write("MAIL_FROM=payments@bank.example\nSMS_PROVIDER=none\n")
     production.up()
 
     assert_well()
