@@ -1,6 +1,6 @@
 """`GET /<segment>/audit`: what a service has written into its audit, for admins."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -15,6 +15,7 @@ from shared.http.problems import problems
 from shared.http.wire import InstantIn, PageLimit, utc_text
 
 ADMIN = "admin"
+_ACTOR: Final = r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[a-z][a-z-]{0,63})$"  # an id, or a service's name
 
 
 class AuditQuery(BaseModel):
@@ -22,7 +23,7 @@ class AuditQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    actor: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")] | None = Field(
+    actor: Annotated[str, Field(pattern=_ACTOR)] | None = Field(
         default=None, description="Who did it: a user's id, or a service's name."
     )
     subject: UUID | None = Field(
