@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit import AuditLog
 from shared.background import Worker, running
-from shared.chain import Chain, ChainBrokenError, LeadershipLostError, chain_table, linked
+from shared.chain import ChainBrokenError, linked
+from shared.chain_head import Chain, LeadershipLostError, chain_table
 from shared.database import Asyncpg, Database, prepare_schema
 from shared.events import OutgoingEvent
 from shared.http.app import Check

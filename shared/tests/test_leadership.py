@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from shared.audit import AuditLog
 from shared.background import running
-from shared.chain import Chain, ChainBrokenError, LeadershipLostError
+from shared.chain import ChainBrokenError
+from shared.chain_head import Chain, LeadershipLostError
 from shared.database import Database
 from shared.events import OutgoingEvent
 from shared.outbox import LEADERS_SILENCE_SECONDS, Relay
