@@ -1,8 +1,8 @@
 """Alembic's way into this service's schema."""
 
 from notification_service.models import metadata
-from notification_service.settings import NotificationSettings
+from notification_service.settings import SchemaSettings
 from shared.database import run_migrations
 from shared.settings import load
 
-run_migrations(load(NotificationSettings), metadata)
+run_migrations(load(SchemaSettings), metadata)

@@ -28,11 +28,15 @@ def _line(value: str) -> str:
     return value
 
 
-class NotificationSettings(DatabaseSettings):
-    """Read from the environment and the root `.env`."""
+class SchemaSettings(DatabaseSettings):
+    """What a migration has to know; it sends nothing."""
 
     service: ClassVar[str] = "notification-service"
     schema_name: ClassVar[str] = "notifications"
+
+
+class NotificationSettings(SchemaSettings):
+    """Read from the environment and the root `.env`."""
 
     # Without a host, mails are written to the folder.
     smtp_host: str = ""
