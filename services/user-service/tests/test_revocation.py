@@ -289,7 +289,7 @@ async def test_a_redis_that_has_lost_everything_is_filled_again(
         await session.call("POST", "/users/logout")
     async with processes(sandbox, valkey, None, count=1) as before:
         await recognised(before, live)
-        async with connect(sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)) as redis:
+        async with connect(sandbox.settings(Settings, redis_port=valkey.port)) as redis:
             await redis.flushall()
 
         async with processes(sandbox, valkey, None, count=2) as after:
@@ -304,7 +304,7 @@ async def test_a_redis_that_has_lost_a_write_with_its_connections_is_filled_agai
     """As when a replica takes over that did not get the last writes."""
     session = await (await somebody(users)).sign_in()
     await session.call("POST", "/users/logout")
-    settings = sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)
+    settings = sandbox.settings(Settings, redis_port=valkey.port)
     async with connect(settings) as redis:
 
         async def score() -> float | None:
@@ -327,7 +327,7 @@ async def test_an_end_that_cannot_matter_any_more_leaves_redis(
     old, session = await alice.sign_in(), await alice.sign_in()
     await rows("update sessions set access_until = now() + interval '0.5 seconds' where id = $1", id_of(old))
     await old.call("POST", "/users/logout")
-    settings = sandbox.settings(Settings, redis_port=valkey.port, redis_timeout_ms=50)
+    settings = sandbox.settings(Settings, redis_port=valkey.port)
 
     async with connect(settings) as redis:
 
