@@ -6,9 +6,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from infrastructure.embedded import cleaning, environment, reconciling, workspace
 from infrastructure.embedded.demo import Demo
@@ -94,39 +95,33 @@ def demo(_: Platform) -> None:
 def reconcile(_: Platform) -> None:
     """Check that all the money adds up; the process becomes the one that does."""
     variables = reconciling.variables(RUN / cleaning.ENVIRONMENT, os.environ)
-    os.chdir(CHECKOUT / RECONCILER.folder)
-    os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler"], variables)  # noqa: S606
+    _become(variables, CHECKOUT / RECONCILER.folder, "ledger_reconciler")
 
 
 def audit_verify(_: Platform) -> None:
     """Walk the audit's chains; the process becomes the one that does."""
     variables = reconciling.variables(RUN / cleaning.ENVIRONMENT, os.environ)
-    os.chdir(CHECKOUT / RECONCILER.folder)
-    os.execve(sys.executable, [sys.executable, "-m", "ledger_reconciler.audit"], variables)  # noqa: S606
+    _become(variables, CHECKOUT / RECONCILER.folder, "ledger_reconciler.audit")
 
 
 def replay(_: Platform) -> None:
     """Publish again what the audit has; the process becomes the one that does."""
-    variables = environment.leading_to(["postgres", "mongodb", "kafka"], RUN / cleaning.ENVIRONMENT, os.environ)
-    if variables is None:
-        raise EmbeddedError(
-            "There is nothing to replay: run `make up` first, or name the servers by POSTGRES_HOST, MONGO_HOST and "
-            "KAFKA_BOOTSTRAP_SERVERS."
-        )
+    variables = _leading_to(
+        ["postgres", "mongodb", "kafka"],
+        "There is nothing to replay: run `make up` first, or name the servers by POSTGRES_HOST, MONGO_HOST and "
+        "KAFKA_BOOTSTRAP_SERVERS.",
+    )
     topic, since = (os.environ.get(name, "") for name in ("TOPIC", "SINCE"))
-    os.chdir(CHECKOUT)
-    os.execve(sys.executable, [sys.executable, "-m", "shared.replay", topic, since], variables)  # noqa: S606
+    _become(variables, CHECKOUT, "shared.replay", topic, since)
 
 
 def create_admin(_: Platform) -> None:
     """Make an admin; the process becomes user-service's command that does."""
-    variables = environment.leading_to(["postgres"], RUN / cleaning.ENVIRONMENT, os.environ)
-    if variables is None:
-        raise EmbeddedError(
-            "There is no database to make an admin in: run `make up` first, or name one by the POSTGRES_* variables."
-        )
-    os.chdir(CHECKOUT / USERS.folder)
-    os.execve(sys.executable, [sys.executable, "-m", "user_service"], variables)  # noqa: S606
+    variables = _leading_to(
+        ["postgres"],
+        "There is no database to make an admin in: run `make up` first, or name one by the POSTGRES_* variables.",
+    )
+    _become(variables, CHECKOUT / USERS.folder, "user_service")
 
 
 def dlq_list(_: Platform) -> None:
@@ -141,12 +136,25 @@ def dlq_replay(_: Platform) -> None:
 
 def _dead_letters(command: str) -> None:
     """The process becomes the one that does; ARGS of the environment choose among the letters."""
-    variables = environment.leading_to(["kafka"], RUN / cleaning.ENVIRONMENT, os.environ)
-    if variables is None:
-        raise EmbeddedError("There is no broker to ask: run `make up` first, or name one by KAFKA_BOOTSTRAP_SERVERS.")
+    variables = _leading_to(
+        ["kafka"], "There is no broker to ask: run `make up` first, or name one by KAFKA_BOOTSTRAP_SERVERS."
+    )
     arguments = [command, *shlex.split(os.environ.get("ARGS", ""))]
-    os.chdir(CHECKOUT)
-    os.execve(sys.executable, [sys.executable, "-m", "shared.dlq", *arguments], variables)  # noqa: S606
+    _become(variables, CHECKOUT, "shared.dlq", *arguments)
+
+
+def _leading_to(engines: Sequence[str], otherwise: str) -> dict[str, str]:
+    """The environment for a command on the platform's data; raises EmbeddedError with the sentence `otherwise`."""
+    variables = environment.leading_to(engines, RUN / cleaning.ENVIRONMENT, os.environ)
+    if variables is None:
+        raise EmbeddedError(otherwise)
+    return variables
+
+
+def _become(variables: Mapping[str, str], folder: Path, *arguments: str) -> NoReturn:
+    """Run `python -m` with these arguments in the folder, in place of this process."""
+    os.chdir(folder)
+    os.execve(sys.executable, [sys.executable, "-m", *arguments], variables)  # noqa: S606
 
 
 COMMANDS: dict[str, Callable[[Platform], None]] = {
