@@ -4,7 +4,7 @@ from collections.abc import Collection
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 
@@ -22,9 +22,10 @@ async def new_ones(session: AsyncSession, table: sa.Table, event_ids: Collection
     """Remember the events; answers those that were not handled before."""
     if not event_ids:
         return set()
+    ids = sa.func.unnest(sa.bindparam("ids", sorted(event_ids), ARRAY(sa.Uuid))).column_valued()
     statement = (
         insert(table)
-        .values([{"event_id": event_id} for event_id in sorted(event_ids)])
+        .from_select([table.c.event_id], sa.select(ids))
         .on_conflict_do_nothing()
         .returning(table.c.event_id)
     )

@@ -33,7 +33,7 @@ from shared.settings import DatabaseSettings
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.03
-BUSY_PAUSE_SECONDS: Final = 0.2
+BUSY_PAUSE_SECONDS: Final = 0.5
 BUSY_BATCH_SIZE: Final = 50
 MAX_BEHIND_SECONDS: Final = 30.0  # for which the relay lets everything else go first
 PATIENCE_SECONDS: Final = 2.0  # that one sink has with the other

@@ -174,7 +174,7 @@ class Platform:
                 return
             port = service.port if service.port_is_fixed else ports.choose([service.port])
             process = processes.start(
-                [str(self._python), "-m", "shared.serve", "--port", str(port)],
+                service.command(self._python, port),
                 record=self._stack.record(service.name),
                 log=self._stack.log(service.name),
                 port=port,

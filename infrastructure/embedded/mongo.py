@@ -10,7 +10,7 @@ from infrastructure.embedded.ports import LOOPBACK
 
 OP_MSG = 2013
 HEADER_BYTES = 16
-RUN_SERVER = "import sys; from nx_27017 import main; sys.exit(main())"
+SERVER = Path(__file__).with_name("mongo_server.py")
 
 
 class Mongo(Engine):
@@ -36,7 +36,7 @@ class Mongo(Engine):
 
     def command(self, port: int) -> list[str]:
         return [
-            *(str(self._programs.python), "-c", RUN_SERVER, "--host", LOOPBACK, "--port", str(port)),
+            *(str(self._programs.python), str(SERVER), "--host", LOOPBACK, "--port", str(port)),
             *("--data-dir", str(self._data / "databases"), "--pid-file", str(self._pid_file)),
             # It writes each line to its output, which is the log, as well.
             *("--log-file", "/dev/null"),

@@ -25,12 +25,21 @@ ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Failed)\b.*|^FAILED.*", r
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service of the platform. A port that is not fixed is another one where a stranger has it."""
+    """One service of the platform. A port that is not fixed is another one where a stranger has it.
+
+    Whom nobody waits for is `nice`, as the command of that name: it gets what the others leave of the CPUs.
+    """
 
     name: str
     folder: str
     port: int
     port_is_fixed: bool = True
+    nice: int = 0
+
+    def command(self, python: Path, port: int) -> list[str]:
+        """What serves it on `port`."""
+        first = ["nice", "-n", str(self.nice)] if self.nice else []
+        return [*first, str(python), "-m", "shared.serve", "--port", str(port)]
 
     @property
     def url(self) -> str:
@@ -44,14 +53,14 @@ def url(port: int) -> str:
 
 
 GATEWAY = Service("api-gateway", "api-gateway", 8000)
-RECONCILER = Service("reconciler", "reconciler", 8006, port_is_fixed=False)
+RECONCILER = Service("reconciler", "reconciler", 8006, port_is_fixed=False, nice=10)
 USERS = Service("user-service", "services/user-service", 8001)
 SERVICES = (
     USERS,
     Service("wallet-service", "services/wallet-service", 8002),
     Service("transaction-service", "services/transaction-service", 8003),
     Service("payment-gateway", "services/payment-gateway", 8004),
-    Service("notification-service", "services/notification-service", 8005),
+    Service("notification-service", "services/notification-service", 8005, nice=10),
     RECONCILER,
     GATEWAY,
 )

@@ -9,6 +9,7 @@ from tests.load.generator import Driven
 from tests.load.measuring import Memory
 
 EXPECTED = {"spread": "201", "hot": "201", "reads": "200"}
+LEAST_MICROS = 0.5
 TRANSFERS = frozenset({"spread", "hot"})
 
 
@@ -118,17 +119,10 @@ def print_rounds(rounds: Sequence[Measured]) -> None:
 
 def print_cpu(rounds: Sequence[Measured]) -> None:
     """Who used the CPU."""
-    rows = [
-        [name, *(f"{each.micros(each.cpu[name]):.0f}" for each in rounds)]
-        for name in rounds[0].cpu
-        if any(each.micros(each.cpu[name]) >= 0.5 for each in rounds)
-    ]
-    rows.append(["all of them", *(f"{each.micros(sum(each.cpu.values())):.0f}" for each in rounds)])
-    after = [
-        f"{each.micros(sum(each.cpu_afterwards.values())):.0f}" if each.load in TRANSFERS else "" for each in rounds
-    ]
-    rows.append(["and until it is quiet", *after])
-    print_table(["us of CPU per answer", *(each.title for each in rounds)], rows, words=1)
+    _print_cpu("us of CPU per answer", rounds, [each.cpu for each in rounds])
+    told = [each for each in rounds if each.load in TRANSFERS]
+    if told:
+        _print_cpu("and until it is quiet", told, [each.cpu_afterwards for each in told])
     cpus = os.cpu_count() or 1
     for each in rounds:
         own, seconds = sum(each.cpu.values()), each.driven.round.seconds
@@ -136,6 +130,21 @@ def print_cpu(rounds: Sequence[Measured]) -> None:
             f"{each.title}: {own / seconds:.2f} of {cpus} CPUs busy, other programs {each.others_cpu / seconds:.2f}"
         )
     print()
+
+
+def _print_cpu(title: str, rounds: Sequence[Measured], used: Sequence[Mapping[str, float]]) -> None:
+    """CPU microseconds per answer by process, and all of them together."""
+    micros = [
+        {name: each.micros(seconds) for name, seconds in cpu.items()}
+        for each, cpu in zip(rounds, used, strict=True)
+    ]
+    rows = [
+        [name, *(f"{each[name]:.0f}" for each in micros)]
+        for name in micros[0]
+        if any(each[name] >= LEAST_MICROS for each in micros)
+    ]
+    rows.append(["all of them", *(f"{sum(each.values()):.0f}" for each in micros)])
+    print_table([title, *(each.title for each in rounds)], rows, words=1)
 
 
 def print_memory(at_rest: Mapping[str, Memory], under_load: Mapping[str, Memory]) -> None:

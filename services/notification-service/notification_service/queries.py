@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notification_service.domain import Channel, Contact, Kind, Preference, State
@@ -77,10 +77,31 @@ async def replace_preferences(session: AsyncSession, user_id: UUID, chosen: Mapp
 # --------------------------------------------------------------------------------- notifications
 
 
-async def store(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
+# One statement with an array a column: rows as rows cost SQLAlchemy and PostgreSQL three times as much.
+_STORED: Final[Mapping[str, Any]] = {
+    "id": sa.Uuid(),
+    "event_id": sa.Uuid(),
+    "user_id": sa.Uuid(),
+    "channel": sa.Text(),
+    "kind": sa.Text(),
+    "template": sa.Text(),
+    "facts": JSONB(),
+    "occurred_at": sa.DateTime(timezone=True),
+    "state": sa.Text(),
+    "reason": sa.Text(),
+    "next_attempt_at": sa.DateTime(timezone=True),
+}
+_ARRAYS: Final = sa.func.unnest(*(sa.bindparam(name, type_=ARRAY(kind)) for name, kind in _STORED.items()))
+_STORE: Final = sa.insert(NotificationRow.__table__).from_select(
+    list(_STORED), sa.select(_ARRAYS.table_valued(*_STORED).render_derived())
+)
+
+
+async def store(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write new notifications."""
     if rows:
-        await session.execute(sa.insert(NotificationRow), rows)
+        connection = await session.connection()
+        await connection.execute(_STORE, {name: [row[name] for row in rows] for name in _STORED})
 
 
 @dataclass(frozen=True, slots=True)
