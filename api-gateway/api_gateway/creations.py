@@ -49,7 +49,8 @@ class Creations:
     async def send(self, creation: Creation) -> Reply | None:
         """The answer to one request; None where it has to be sent by itself.
 
-        Raises AppError: 503 when too many wait or nothing was sent, 502 and 504 when the outcome is unknown.
+        Raises AppError: 503 when too many wait or nothing was sent, 502 and 504 when the outcome is unknown. It does
+        so in time: no call outlasts any of its requests, and those that come first are sent first.
         """
         [outcome] = await self._batcher.submit([creation])
         if isinstance(outcome, Exception):

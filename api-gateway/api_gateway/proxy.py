@@ -131,7 +131,7 @@ class Forwarder:
     ) -> None:
         timeout = min(self._timeout_seconds, seconds_left())
         if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
-            reply = await self._create(headers, body, timeout)
+            reply = await self._creations.send(_creation(headers, body, timeout))
             if reply is not None:
                 await answer.give(reply)
                 return
@@ -157,13 +157,6 @@ class Forwarder:
                 return  # what is missing is seen by the caller: the server ends the connection
             raise problem_of(failure) from None
         await answer.finish()
-
-    async def _create(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Reply | None:
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self._creations.send(_creation(headers, body, timeout_seconds))
-        except TimeoutError as failure:
-            raise problem_of(failure) from None
 
     async def _forward(
         self,

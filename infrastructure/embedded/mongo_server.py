@@ -1,4 +1,4 @@
-"""NX-27017 as it is started here, by the Python it is installed in: an insertion of many documents is one transaction.
+"""NX-27017 as it is started here, by the Python it is installed in: documents that come together are one transaction.
 
 By itself it commits each of them, which takes longer than writing it.
 """
