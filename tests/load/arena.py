@@ -63,7 +63,7 @@ class Arena:
     @property
     def settings(self) -> WalletSettings:
         """What wallet-service is told; no `.env` is read."""
-        return _settings(self.variables)
+        return settings_of(self.variables)
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def arena(wallets: int, *, everything: bool) -> Iterator[Arena]:
             engines = ENGINES if everything else ["postgres"]
             variables = stack.start(engines)
             people = [Wallet(new_id(), new_id()) for _ in range(wallets + 1)]
-            asyncio.run(_prepare(_settings(variables), people))
+            asyncio.run(_prepare(settings_of(variables), people))
             pids = {name: pid_of(stack, name) for name in engines}
             yield Arena(stack.directory, variables, pids, people[1:], people[0])
         finally:
@@ -128,7 +128,8 @@ async def ledger_of(settings: WalletSettings, *, relayed: bool) -> AsyncIterator
         await database.close()
 
 
-def _settings(variables: Mapping[str, str]) -> WalletSettings:
+def settings_of(variables: Mapping[str, str]) -> WalletSettings:
+    """What `variables` tell wallet-service; no `.env` is read."""
     given: dict[str, Any] = {name.lower(): value for name, value in variables.items()}
     known = {name: value for name, value in given.items() if name in WalletSettings.model_fields}
     return WalletSettings(_env_file=None, **known)

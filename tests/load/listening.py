@@ -13,8 +13,8 @@ from shared.kafka import PARTITIONS, start, stop
 from shared.settings import DatabaseSettings
 from tests.load.arena import Arena
 from tests.load.measuring import collect_rarely
-from tests.load.outgoing import id_in
 from tests.load.own_process import answering
+from tests.load.sinks import id_in
 
 LISTEN, ARRIVALS = "listen", "arrivals"
 GC_THRESHOLD = 10_000

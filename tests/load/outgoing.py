@@ -13,11 +13,9 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 import asyncpg
-import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared.audit import AuditReader
 from shared.background import running
 from shared.batching import Batcher
 from shared.database import Database
@@ -25,16 +23,18 @@ from shared.events import OutgoingEvent
 from shared.ids import new_id
 from shared.outbox import Relay, append_batch
 from shared.serve import GC_THRESHOLD
-from shared.testing.topics import batches_of
 from tests.load import contenders
 from tests.load.arena import FUNDS_MINOR, Arena, connect
 from tests.load.contenders import AMOUNT_MINOR
 from tests.load.measuring import collect_rarely
 from tests.load.own_process import answering
+from tests.load.sinks import compare
 
 FILLED_AT_ONCE = 1000
 LOOK_SECONDS = 0.05
 DRAIN_LIMIT_SECONDS = 300.0
+FLOOD_BATCH, FLOOD_WAITING = 100, 2000
+FLOOD_PAUSE_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +65,13 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What is not as it must be, and of how many events."""
+class Flood:
+    """Commit so many events while the relay runs, as fast as it follows; answers with the seconds it took."""
 
-    committed: int
-    lost: int = 0
-    duplicated: int = 0
-    unaudited: int = 0
-    foreign: int = 0
-    """Events in Kafka or the audit that nobody committed."""
-
-    @property
-    def is_good(self) -> bool:
-        """Each event once in Kafka and once in the audit, and nothing else."""
-        return not (self.lost or self.duplicated or self.unaudited or self.foreign)
+    events: int
 
 
-Question = Fill | Drain | Steady | Check
+Question = Fill | Drain | Steady | Flood | Check
 
 
 class _Unaudited(Relay):
@@ -89,14 +79,6 @@ class _Unaudited(Relay):
 
     async def _to_audit(self, rows: Sequence[asyncpg.Record]) -> None:
         """Take them as written."""
-
-
-class _Id(msgspec.Struct):
-    id: str
-
-
-id_in = msgspec.json.Decoder(_Id).decode
-"""Reads the id of an event, and nothing else of it."""
 
 
 def serve(place: Arena, pipe: "Pipe[Any, Any]") -> None:
@@ -131,14 +113,15 @@ class _Outgoing:
     onlooker: "asyncpg.Connection[asyncpg.Record]"
     committed: dict[str, float] = field(default_factory=dict)  # by id, at which instant
     unaudited: set[str] = field(default_factory=set)  # those that went without the audit
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)  # of the relay that writes the audit
     relays: dict[bool, Relay] = field(init=False)
     writer: Batcher[OutgoingEvent, None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.writer = Batcher(self._write)
         self.relays = {
-            audited: kind(self.database, self.place.settings, CollectorRegistry(), busy=lambda: self.writer.busy)
-            for audited, kind in ((True, Relay), (False, _Unaudited))
+            audited: kind(self.database, self.place.settings, registry, busy=lambda: self.writer.busy)
+            for audited, kind, registry in ((True, Relay, self.registry), (False, _Unaudited, CollectorRegistry()))
         }
 
     async def close(self) -> None:
@@ -155,8 +138,11 @@ class _Outgoing:
                 return await self._drain(audited=audited)
             case Steady(rate, seconds):
                 return await self._steady(rate, seconds)
+            case Flood(events):
+                return await self._flood(events)
             case Check():
-                return await self._check()
+                settings = self.place.settings
+                return await compare(settings, settings.schema_name, set(self.committed), self.unaudited)
 
     async def _write(self, events: Sequence[OutgoingEvent]) -> list[None]:
         """What a service does with the events of a batch: they are committed, and the relay is woken."""
@@ -199,27 +185,23 @@ class _Outgoing:
             await self._empty()
         return {id_: at for id_, at in self.committed.items() if id_ not in before}
 
-    async def _check(self) -> Found:
-        published, audited = set[str](), set[str]()
-        duplicated = 0
-        async for records in batches_of(self.place.settings, self.place.settings.topic):
-            ids = [id_in(record.value).id for record in records]
-            duplicated += len(ids) - len(set(ids) - published)
-            published.update(ids)
-        reader = AuditReader(self.place.settings)
-        try:
-            async for events in reader.events(self.place.settings.schema_name):
-                audited.update(event.id for event in events)
-        finally:
-            reader.close()
-        committed = set(self.committed)
-        return Found(
-            committed=len(committed),
-            lost=len(committed - published),
-            duplicated=duplicated,
-            unaudited=len(committed - self.unaudited - audited),
-            foreign=len((published | audited) - committed) + len(self.unaudited & audited),
-        )
+    async def _flood(self, events: int) -> float:
+        new, written = partial(next, _events(self.place)), 0
+        before = self._carried()
+        async with running(self.relays[True].run):
+            begun = time.monotonic()
+            while written < events:
+                if written - (self._carried() - before) >= FLOOD_WAITING:
+                    await asyncio.sleep(FLOOD_PAUSE_SECONDS)
+                    continue
+                await self._write([new() for _ in range(min(FLOOD_BATCH, events - written))])
+                written += FLOOD_BATCH
+            await self._empty()
+            return time.monotonic() - begun
+
+    def _carried(self) -> float:
+        """How many events both sinks have."""
+        return min(self.registry.get_sample_value(f"outbox_{done}_total") or 0 for done in ("published", "audited"))
 
 
 def _events(place: Arena) -> Any:

@@ -2,10 +2,14 @@
 
 python tests/load/relay_bench.py                       # a full outbox, a steady stream, the whole platform
 python tests/load/relay_bench.py --only drain --profile relay
+python tests/load/relay_bench.py --only load --search  # the highest rate that the platform sustains
+python tests/load/relay_bench.py --million             # a million events, and how large the table is meanwhile
 """
 
 import argparse
+import asyncio
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +22,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "services" / "wallet-service")]
 
 from infrastructure.embedded.errors import EmbeddedError  # noqa: E402 - found by the path above
 from infrastructure.embedded.waiting import wait_until  # noqa: E402 - same
-from tests.load import listening, outgoing, profiling, relay_report  # noqa: E402 - same
+from tests.load import listening, outgoing, profiling, relay_report, sustained  # noqa: E402 - same
 from tests.load.arena import Arena, arena  # noqa: E402 - same
+from tests.load.growth import cleaned, watching  # noqa: E402 - same
 from tests.load.measuring import cpu_seconds_of, machine  # noqa: E402 - same
-from tests.load.outgoing import Check, Drain, Fill, Found, Steady  # noqa: E402 - same
+from tests.load.outgoing import Check, Drain, Fill, Flood, Steady  # noqa: E402 - same
 from tests.load.own_process import Worker, own_process  # noqa: E402 - same
 from tests.load.premises import ENGINE_TITLES  # noqa: E402 - same
-from tests.load.relay_report import Delays, Drained, Target  # noqa: E402 - same
+from tests.load.relay_report import Delays, Drained, Size, Target  # noqa: E402 - same
 
 RELAY = "relay"
-PARTS = ("drain", "latency")
+PARTS = ("drain", "latency", "load")
+CPUS = 2
 WALLETS = 1000
 DRAIN_TARGET_PER_SECOND = 5_000
 LATENCY_TARGET_MS = 250
+TABLE_LIMIT_MB = 250
 STEADY_PER_SECOND = 500
 WARM_UP_SECONDS = 2.0
 HEARD_LIMIT_SECONDS = 5.0
@@ -97,8 +104,10 @@ def run(options: argparse.Namespace) -> list[Target]:
             targets.append(_drain(place, options))
         if "latency" in options.only:
             targets.append(_latency(place, options))
+        if options.million:
+            targets.append(asyncio.run(_million(place, options.million_events)))
         found, _ = place.ask(Check())
-    return [*targets, once(found)]
+    return [*targets, relay_report.once(found)]
 
 
 def _drain(place: Bench, options: argparse.Namespace) -> Target:
@@ -114,7 +123,7 @@ def _drain(place: Bench, options: argparse.Namespace) -> Target:
 
 
 def _latency(place: Bench, options: argparse.Namespace) -> Target:
-    found, unheard = place.delays(options.seconds)
+    found, unheard = place.delays(options.steady_seconds)
     relay_report.print_delays(found)
     p95 = found.percentile(0.95)
     wanted = f"at {STEADY_PER_SECOND} events/s, p95 from commit to consumer is below {LATENCY_TARGET_MS} ms"
@@ -122,36 +131,66 @@ def _latency(place: Bench, options: argparse.Namespace) -> Target:
     return Target(wanted, heard, p95 < LATENCY_TARGET_MS and not unheard)
 
 
-def once(found: Found) -> Target:
-    """Whether every event came where it had to, once."""
-    wanted = f"each of {found.committed:,} events is in Kafka and in the audit once"
-    what = (
-        f"{found.lost} lost, {found.duplicated} duplicated, {found.unaudited} not in the audit, "
-        f"{found.foreign} that nobody committed"
-    )
-    return Target(wanted, what, found.is_good)
+async def _million(place: Bench, events: int) -> Target:
+    """As many events as the relay follows, and how large the table is meanwhile and when it has been cleaned up."""
+    sizes: list[Size] = []
+    async with watching(place.place.settings, sizes):
+        seconds, _ = await asyncio.to_thread(place.ask, Flood(events))
+        await cleaned(sizes)
+    relay_report.print_sizes(events, seconds, sizes)
+    peak, end = max(each.all_bytes for each in sizes) / 1e6, sizes[-1].all_bytes / 1e6
+    wanted = f"the table of an outbox stays below {TABLE_LIMIT_MB} MB"
+    return Target(wanted, f"{peak:.0f} MB at its peak, {end:.1f} MB in the end", peak < TABLE_LIMIT_MB)
 
 
 def main() -> int:
     """Measure and print; 0 when every target is met and no event is lost or there twice."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"comma-separated parts ({','.join(PARTS)})")
-    parser.add_argument("--events", type=int, default=50_000, help="drain: events in a full outbox (50000)")
-    parser.add_argument("--rounds", type=int, default=2, help="drain: rounds with the audit, and as many without (2)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="latency: length of the stream (20)")
-    parser.add_argument(
-        "--profile", default="", metavar="NAME", help="drain: whom to watch by py-spy, if installed: relay, MongoDB"
-    )
-    options = parser.parse_args()
+    options = _options()
     logging.disable(logging.WARNING)
+    cpus = _keep_to(CPUS)
+    print(f"{machine()}, {cpus} of them used; fsync on\n")
     try:
-        print(f"{machine()}; fsync on\n")
-        targets = run(options)
+        targets = run(options) if options.million or {"drain", "latency"} & options.only else []
+        targets += sustained.run(options) if "load" in options.only else []
     except EmbeddedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     relay_report.print_targets(targets)
     return 0 if all(each.met for each in targets) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"comma-separated parts ({','.join(PARTS)})")
+    for name, default, meaning in (
+        ("--events", 50_000, "drain: events in a full outbox"),
+        ("--rounds", 2, "drain: rounds with the audit, of which the best one counts, and as many without"),
+        ("--steady-seconds", 20.0, "latency: length of the stream"),
+        ("--rate", 1000.0, "load: transfers that are due a second"),
+        ("--load-seconds", 45.0, "load: length of the round"),
+        ("--connections", 64, "load: keep-alive connections"),
+        ("--people", 250, "load: people with a wallet each"),
+        ("--million-events", 1_000_000, "with --million: how many it is"),
+    ):
+        parser.add_argument(name, type=type(default), default=default, help=f"{meaning} ({default})")
+    parser.add_argument("--search", action="store_true", help="load: raise the rate until it is not sustained")
+    parser.add_argument("--million", action="store_true", help="a million events instead, and the table's size")
+    parser.add_argument(
+        "--profile", default="", metavar="NAME", help="watch relay, MongoDB or a service by py-spy, if installed"
+    )
+    options = parser.parse_args()
+    options.only = set() if options.million else set(options.only.split(","))
+    if options.only - set(PARTS):
+        parser.error(f"the parts are {', '.join(PARTS)}")
+    return options
+
+
+def _keep_to(cpus: int) -> int:
+    """Let this process and all that it starts have so many CPUs, where the system can; how many they have."""
+    if not hasattr(os, "sched_setaffinity"):
+        return os.cpu_count() or 1
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

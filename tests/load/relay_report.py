@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tests.load.report import print_table
+from tests.load.sinks import Found
+
+ROWS = 12  # of a table over time
+
+Sample = TypeVar("Sample")
 
 
 class Target(NamedTuple):
@@ -13,6 +18,31 @@ class Target(NamedTuple):
     wanted: str
     found: str
     met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits at an instant: in the outboxes that a transfer writes to, before the consumers, and to be sent."""
+
+    seconds: float
+    transactions: int
+    wallets: int
+    lag: int
+    mails: int
+
+    @property
+    def depth(self) -> int:
+        """Of both outboxes."""
+        return self.transactions + self.wallets
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """An outbox table at an instant; `all_bytes` with its indexes."""
+
+    seconds: float
+    all_bytes: int
+    dead_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +95,40 @@ def print_delays(found: Delays) -> None:
     micros = [f"{found.cpu[name] / len(found.delays_ms) * 1e6:.0f}" for name in names]
     print("Events committed steadily, until a consumer has them; us of CPU per event:\n")
     print_table(head, [[f"{found.rate:,.0f}", f"{len(found.delays_ms):,}", *delays, *micros]], words=0)
+
+
+def print_waiting(rate: float, samples: Sequence[Waiting]) -> None:
+    """What waited over time."""
+    head = ["second", "outbox of transactions", "of wallets", "consumer lag", "mails to send"]
+    rows = [
+        [f"{each.seconds:.0f}", *(f"{value:,}" for value in (each.transactions, each.wallets, each.lag, each.mails))]
+        for each in _some(samples)
+    ]
+    print(f"{rate:,.0f} transfers/s offered; what waits:\n")
+    print_table(head, rows, words=0)
+
+
+def print_sizes(events: int, seconds: float, sizes: Sequence[Size]) -> None:
+    """How large the table was over time."""
+    rows = [[f"{each.seconds:.0f}", f"{each.all_bytes / 1e6:.1f}", f"{each.dead_rows:,}"] for each in _some(sizes)]
+    print(f"{events:,} events through one outbox in {seconds:.0f} s, {events / seconds:,.0f} a second:\n")
+    print_table(["second", "MB with indexes", "dead rows"], rows, words=0)
+
+
+def _some(samples: Sequence[Sample]) -> list[Sample]:
+    """Some of the samples, evenly, the last one among them."""
+    step = -(-len(samples) // ROWS)
+    return list(samples[::-1][::step][::-1])
+
+
+def once(found: Found) -> Target:
+    """Whether every event came where it had to, once."""
+    wanted = f"each of {found.committed:,} events is in Kafka and in the audit once"
+    what = (
+        f"{found.lost} lost, {found.duplicated} duplicated, {found.unaudited} not in the audit, "
+        f"{found.foreign} that nobody committed"
+    )
+    return Target(wanted, what, found.is_good)
 
 
 def print_targets(targets: Sequence[Target]) -> None:
