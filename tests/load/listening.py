@@ -14,7 +14,7 @@ from shared.settings import DatabaseSettings
 from tests.load.arena import Arena
 from tests.load.measuring import collect_rarely
 from tests.load.own_process import answering
-from tests.load.sinks import id_in
+from tests.load.sinks import read
 
 LISTEN, ARRIVALS = "listen", "arrivals"
 GC_THRESHOLD = 10_000
@@ -42,7 +42,7 @@ async def _serve(settings: DatabaseSettings, pipe: "Pipe[Any, Any]") -> None:
             client.assign([TopicPartition(settings.topic, number) for number in range(PARTITIONS)])
             await client.seek_to_end()
             listening.append(asyncio.create_task(listen()))
-        return {id_in(value).id: at for at, value in reversed(arrived)}  # of one that came twice, the first time
+        return {read(value).id: at for at, value in reversed(arrived)}  # of one that came twice, the first time
 
     listening: list[asyncio.Task[None]] = []
     try:

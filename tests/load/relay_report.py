@@ -126,7 +126,7 @@ def once(found: Found) -> Target:
     wanted = f"each of {found.committed:,} events is in Kafka and in the audit once"
     what = (
         f"{found.lost} lost, {found.duplicated} duplicated, {found.unaudited} not in the audit, "
-        f"{found.foreign} that nobody committed"
+        f"{found.foreign} where they do not belong"
     )
     return Target(wanted, what, found.is_good)
 
