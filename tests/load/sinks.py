@@ -60,7 +60,7 @@ async def compare(
     )
 
 
-async def compare_subjects(settings: DatabaseSettings, schema: str, subjects: AbstractSet[str]) -> Found:
+async def compare_subjects(settings: DatabaseSettings, schema: str, subjects: set[str]) -> Found:
     """What a schema's topic and audit have of events about `subjects`; those of one have to be those of the other."""
     published, duplicated = await _published(settings, schema)
     audited = await _audited(settings, schema)
