@@ -19,8 +19,8 @@ from tests.load.sinks import read
 LISTEN, ARRIVALS = "listen", "arrivals"
 GC_THRESHOLD = 10_000
 # A broker answers a consumer that waits as soon as there is something; the embedded one when half of the time is over
-# that the consumer would wait, which would be most of what is measured.
-FETCH_WAIT_MS = 20
+# that the consumer would wait. By default, 500 ms, that would be most of what is measured.
+FETCH_WAIT_MS = 100
 
 
 def serve(place: Arena, pipe: "Pipe[Any, Any]") -> None:

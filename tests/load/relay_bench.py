@@ -1,6 +1,6 @@
 """How fast events leave an outbox: see docs/benchmarks.md.
 
-python tests/load/relay_bench.py                       # a full outbox, a steady stream, the whole platform
+python tests/load/relay_bench.py                       # a steady stream, a full outbox, the whole platform
 python tests/load/relay_bench.py --only drain --profile relay
 python tests/load/relay_bench.py --only load --search  # the highest rate that the platform sustains
 python tests/load/relay_bench.py --million             # a million events, and how large the table is meanwhile
@@ -32,7 +32,7 @@ from tests.load.premises import ENGINE_TITLES  # noqa: E402 - same
 from tests.load.relay_report import Delays, Drained, Size, Target  # noqa: E402 - same
 
 RELAY = "relay"
-PARTS = ("drain", "latency", "load")
+PARTS = ("latency", "drain", "load")
 CPUS = 2
 WALLETS = 1000
 DRAIN_TARGET_PER_SECOND = 5_000
@@ -100,10 +100,10 @@ def run(options: argparse.Namespace) -> list[Target]:
     """Measure and print."""
     targets = []
     with bench() as place:
+        if "latency" in options.only:  # first, since the embedded broker is slower with a long topic
+            targets.append(_latency(place, options))
         if "drain" in options.only:
             targets.append(_drain(place, options))
-        if "latency" in options.only:
-            targets.append(_latency(place, options))
         if options.million:
             targets.append(asyncio.run(_million(place, options.million_events)))
         found, _ = place.ask(Check())
