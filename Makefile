@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway check format lock clean python
+.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway bench-relay check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ bench-ledger: install ## Measure the ledger alone (ARGS=--http: over HTTP)
 
 bench-gateway: install ## Measure what the gateway forwards on one core (ARGS=--memory: a million requests)
 	@$(VENV) tests/load/gateway_bench.py $(ARGS)
+
+bench-relay: install ## Measure how fast events leave an outbox (ARGS="--only drain" for a part of it)
+	@$(VENV) tests/load/relay_bench.py $(ARGS)
 
 check: install ## Check format, lint, layers, types and spelling, as CI does
 	@scripts/check

@@ -77,6 +77,11 @@ class Topic:
 
 async def records_of(settings: DatabaseSettings, topic: str) -> list[Any]:
     """Everything in the topic, partition by partition."""
+    return [record async for records in batches_of(settings, topic) for record in records]
+
+
+async def batches_of(settings: DatabaseSettings, topic: str) -> AsyncIterator[list[Any]]:
+    """Everything in the topic, some at a time, in each partition's order."""
     client: Any = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap_servers, group_id=None, auto_offset_reset="earliest"
     )
@@ -85,13 +90,11 @@ async def records_of(settings: DatabaseSettings, topic: str) -> list[Any]:
         partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         client.assign(partitions)
         left = {partition for partition, end in (await client.end_offsets(partitions)).items() if end}
-        found: list[Any] = []
         while left:
             for records in (await client.getmany(*left, timeout_ms=1000)).values():
-                found += records
+                yield records
             # What comes with the messages is right; asked for its end, the embedded broker names its last batch's.
             left = {each for each in left if await client.position(each) < (client.highwater(each) or 1)}
-        return found
     finally:
         await stop(client)
 

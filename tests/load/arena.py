@@ -20,6 +20,7 @@ from shared.database import Database, migrate
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
+from tests.load.premises import pid_of
 from wallet_service.app import FOLDER
 from wallet_service.domain import AccountRef, Action, Posting, account_ref
 from wallet_service.service import Ledger
@@ -46,18 +47,23 @@ class Wallet:
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where the contenders meet; `directory` is the engines' folder."""
+    """Where the contenders meet; `directory` is the engines' folder, `pids` are those of the engines by name."""
 
     directory: Path
     variables: Mapping[str, str]
-    postgres_pid: int
+    pids: Mapping[str, int]
     wallets: Sequence[Wallet]
     merchant: Wallet
 
     @property
+    def postgres_pid(self) -> int:
+        """The server's first process; the others are its children."""
+        return self.pids["postgres"]
+
+    @property
     def settings(self) -> WalletSettings:
         """What wallet-service is told; no `.env` is read."""
-        return _settings(self.variables)
+        return settings_of(self.variables)
 
 
 @contextmanager
@@ -66,13 +72,12 @@ def arena(wallets: int, *, everything: bool) -> Iterator[Arena]:
     with tempfile.TemporaryDirectory(prefix="payment-system-load-") as folder:
         stack = Stack(Path(folder), ports="free", detached=False, durable=True, environ={})
         try:
-            variables = stack.start(ENGINES if everything else ["postgres"])
-            server = stack.process("postgres")
-            if server is None:
-                raise EmbeddedError("PostgreSQL has ended.")
+            engines = ENGINES if everything else ["postgres"]
+            variables = stack.start(engines)
             people = [Wallet(new_id(), new_id()) for _ in range(wallets + 1)]
-            asyncio.run(_prepare(_settings(variables), people))
-            yield Arena(stack.directory, variables, server.pid, people[1:], people[0])
+            asyncio.run(_prepare(settings_of(variables), people))
+            pids = {name: pid_of(stack, name) for name in engines}
+            yield Arena(stack.directory, variables, pids, people[1:], people[0])
         finally:
             stack.stop()
 
@@ -123,7 +128,8 @@ async def ledger_of(settings: WalletSettings, *, relayed: bool) -> AsyncIterator
         await database.close()
 
 
-def _settings(variables: Mapping[str, str]) -> WalletSettings:
+def settings_of(variables: Mapping[str, str]) -> WalletSettings:
+    """What `variables` tell wallet-service; no `.env` is read."""
     given: dict[str, Any] = {name.lower(): value for name, value in variables.items()}
     known = {name: value for name, value in given.items() if name in WalletSettings.model_fields}
     return WalletSettings(_env_file=None, **known)

@@ -118,7 +118,7 @@ async def _transfer(connection: Asyncpg, payer: Wallet, payee: Wallet) -> None:
         posting_id,
         now,
     )
-    event = _event(posting_id, payer, entries)
+    event = event_of(posting_id, payer, entries)
     await connection.execute(
         "insert into outbox (event_id, topic, key, payload) values ($1, $2, $3, $4)",
         event.id,
@@ -178,7 +178,7 @@ async def _transfer_by_orm(session: AsyncSession, payer: Wallet, payee: Wallet) 
         for wallet, amount_minor, balance_minor, version in entries
     ]
     await session.execute(insert(models.EntryRow).values(values))  # one statement, or they would not balance
-    await outbox.append(session, models.outbox, [_event(posting.id, payer, entries)])
+    await outbox.append(session, models.outbox, [event_of(posting.id, payer, entries)])
 
 
 def _check(payer: Wallet, owner: UUID | None, statuses: Sequence[str], available_minor: int) -> None:
@@ -186,7 +186,8 @@ def _check(payer: Wallet, owner: UUID | None, statuses: Sequence[str], available
         raise AssertionError("a transfer of the benchmark is one that would be refused")
 
 
-def _event(posting_id: UUID, payer: Wallet, entries: Sequence[tuple[Wallet, int, int, int]]) -> OutgoingEvent:
+def event_of(posting_id: UUID, payer: Wallet, entries: Sequence[tuple[Wallet, int, int, int]]) -> OutgoingEvent:
+    """What is told of a posting; its `entries` are wallet, amount, balance after it and version."""
     posted = [
         PostedEntry(
             wallet_id=wallet.id,

@@ -31,7 +31,11 @@ NO_ANSWER = "none"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Each of `connections` sends the next of `requests`, again and again, once it has its last answer."""
+    """Each of `connections` sends the next of `requests`, again and again, once it has its last answer.
+
+    With a `rate`, so many requests are due a second, and each is sent when it is, or by the first connection that is
+    free after that: what it waits for one is part of its latency.
+    """
 
     port: int
     requests: Sequence[bytes]
@@ -39,6 +43,7 @@ class Load:
     seconds: float
     expected: str
     """The status that counts; all others are errors."""
+    rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ async def drive(load: Load) -> Driven:
     """Whatever was begun is waited for and counts."""
     state = _State(load, _endless(load.requests))
     cpu, begun = time.process_time(), time.perf_counter()
-    state.ends_at = begun + load.seconds
+    state.begun_at, state.ends_at = begun, begun + load.seconds
     connecting = [state.connect() for _ in range(load.connections)]
     await asyncio.gather(*connecting)
     try:
@@ -95,13 +100,22 @@ def _endless(requests: Sequence[bytes]) -> Iterator[bytes]:
 class _State:
     load: Load
     requests: Iterator[bytes]
+    begun_at: float = 0.0
     ends_at: float = 0.0
+    sent: int = 0
     open: int = 0
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[bytes] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
     all_done: asyncio.Event = field(default_factory=asyncio.Event)
     again: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def next_due(self, now: float) -> float:
+        """When the next request is to be sent."""
+        if not self.load.rate:
+            return now
+        self.sent += 1
+        return self.begun_at + self.sent / self.load.rate
 
     async def connect(self) -> None:
         """Open one connection, which begins at once; one that cannot be opened is an answer that did not come."""
@@ -176,10 +190,17 @@ class _Connection(asyncio.Protocol):
             self._state.done()
 
     def _next(self, now: float) -> None:
-        if now >= self._state.ends_at:
+        due = self._state.next_due(now)
+        if max(now, due) >= self._state.ends_at:
             self._transport.close()
-        elif not self._transport.is_closing():
-            self._begun = now
+        elif due > now:
+            asyncio.get_running_loop().call_later(due - now, self._send, due)
+        else:
+            self._send(due)
+
+    def _send(self, due: float) -> None:
+        if not self._transport.is_closing():
+            self._begun = due
             self._transport.write(next(self._state.requests))
 
 

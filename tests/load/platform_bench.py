@@ -10,8 +10,9 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -57,13 +58,17 @@ from transactions.transactions where type = 'transfer'
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the rounds need; `requests` are the prepared ones by the name of their load."""
+    """What the rounds need; `requests` are the prepared ones by the name of their load.
+
+    With a `rate`, so many requests are due a second; else as many are sent as are answered.
+    """
 
     place: Premises
     load: Worker
     database: "asyncpg.Connection[asyncpg.Record]"
     requests: Mapping[str, Sequence[bytes]]
     seconds: float
+    rate: float = 0.0
 
     @property
     def pids(self) -> dict[str, int]:
@@ -74,15 +79,21 @@ class Bench:
         """The CPU seconds of each so far."""
         return {name: cpu_seconds_of(pid) for name, pid in self.pids.items()}
 
-    async def round(self, load: str, connections: int, profiled: str) -> Measured:
-        """One load after a warm-up, and then everything until the platform is quiet again."""
-        expected = report.EXPECTED[load]
-        plan = Load(self.place.gateway_port, self.requests[load], connections, WARM_UP_SECONDS, expected)
+    async def round(
+        self,
+        load: str,
+        connections: int,
+        profiled: str,
+        watching: AbstractAsyncContextManager[object] | None = None,
+    ) -> Measured:
+        """One load after a warm-up, `watching` it, and then everything until the platform is quiet again."""
+        expected, requests = report.EXPECTED[load], self.requests[load]
+        plan = Load(self.place.gateway_port, requests, connections, WARM_UP_SECONDS, expected, self.rate)
         warm_up: Driven = await asyncio.to_thread(self.load.ask, plan)
         with profiling.profiled(profiled, self.pids.get(profiled), self.seconds):
             before, of_all = self.cpu(), machine_cpu_seconds()
-            plan = Load(self.place.gateway_port, self.requests[load], connections, self.seconds, expected)
-            driven: Driven = await asyncio.to_thread(self.load.ask, plan)
+            async with watching or nullcontext():
+                driven: Driven = await asyncio.to_thread(self.load.ask, replace(plan, seconds=self.seconds))
             after = self.cpu()
             cpu = _difference(after, before)
             others = machine_cpu_seconds() - of_all - sum(cpu.values())
@@ -98,16 +109,19 @@ class Bench:
     async def _drain(self) -> Drain:
         """Wait until every outbox is empty, and then until nobody works any more."""
         begun = time.perf_counter()
-        depth = left = await self._outboxes()
+        depth = left = sum((await self.outboxes()).values())
         while left and time.perf_counter() - begun < DRAIN_LIMIT_SECONDS:
             await asyncio.sleep(DRAIN_PAUSE_SECONDS)
-            left = await self._outboxes()
+            left = sum((await self.outboxes()).values())
         drained = time.perf_counter() - begun
         return Drain(depth, left, drained, drained + await self._quiet())
 
-    async def _outboxes(self) -> int:
-        depths = " + ".join(f"(select count(*) from {schema}.outbox)" for schema in OUTBOXES)
-        return int(await self.database.fetchval(f"select {depths}"))
+    async def outboxes(self) -> dict[str, int]:
+        """How many events wait, by schema."""
+        depths = ", ".join(f"(select count(*) from {schema}.outbox) as {schema}" for schema in OUTBOXES)
+        row = await self.database.fetchrow(f"select {depths}")
+        assert row is not None
+        return dict(row)
 
     async def _quiet(self) -> float:
         """The seconds until no service is at work on what the load has left: consumers lag behind the outbox."""
@@ -125,9 +139,9 @@ def _difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict
     return {name: seconds - before[name] for name, seconds in after.items()}
 
 
-async def measure(place: Premises, load: Worker, options: argparse.Namespace) -> bool:
-    """Measure and print; whether everything was as it must be."""
-    merchant, persons = await people.settle(place.gateway_port, options.people)
+@asynccontextmanager
+async def connection(place: Premises) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    """A connection to all schemas."""
     database = await asyncpg.connect(
         host=place.variables["POSTGRES_HOST"],
         port=int(place.variables["POSTGRES_PORT"]),
@@ -136,6 +150,15 @@ async def measure(place: Premises, load: Worker, options: argparse.Namespace) ->
         database=place.variables["POSTGRES_DB"],
     )
     try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def measure(place: Premises, load: Worker, options: argparse.Namespace) -> bool:
+    """Measure and print; whether everything was as it must be."""
+    merchant, persons = await people.settle(place.gateway_port, options.people)
+    async with connection(place) as database:
         bench = Bench(place, load, database, _requests(merchant, persons, options), options.seconds)
         at_rest = {name: memory_of(pid) for name, pid in bench.pids.items()}
         before = await bench.books()
@@ -146,8 +169,6 @@ async def measure(place: Premises, load: Worker, options: argparse.Namespace) ->
         ]
         after = await bench.books()
         under_load = {name: memory_of(pid) for name, pid in bench.pids.items()}
-    finally:
-        await database.close()
     verdict = Verdict(rounds, before, after, *await asyncio.to_thread(place.reconcile))
     print(machine())
     keys = "each transfer with an Idempotency-Key" if options.keys else "no Idempotency-Key"

@@ -66,8 +66,8 @@ def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
             )
             platform.up()
             try:
-                pids = {each.name: _pid(stack, each.name) for each in found}
-                pids |= {ENGINE_TITLES[name]: _pid(stack, name) for name in ENGINES}
+                pids = {each.name: pid_of(stack, each.name) for each in found}
+                pids |= {ENGINE_TITLES[name]: pid_of(stack, name) for name in ENGINES}
                 gateway = next(each for each in found if each.name == GATEWAY.name)
                 yield Premises(stack.directory, {**variables, **told}, gateway.port, pids)
             finally:
@@ -84,7 +84,8 @@ def _on_free_ports() -> list[Service]:
     return [replace(service, port=port) for service, port in zip(reversed(SERVED), chosen, strict=True)]
 
 
-def _pid(stack: Stack, name: str) -> int:
+def pid_of(stack: Stack, name: str) -> int:
+    """The process of an engine or a service of `stack`; raises EmbeddedError when there is none."""
     process = stack.process(name)
     if process is None:
         raise EmbeddedError(f"{name} has ended.")
