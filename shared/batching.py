@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 from shared.errors import OutcomeUnknownError, UnavailableError
 from shared.http.context import enter_context
 
-CROWD: Final = 12  # items in a batch: so many arrive during the one before
+CROWD: Final = 48  # items in a batch: so many arrive during the one before
 CROWD_SECONDS: Final = 0.3
 
 Item = TypeVar("Item")

@@ -59,6 +59,8 @@ class Consumer:
 
     Only events of `types` are read whole, or of all that are known here; the others are nobody's business here. A
     version that is not among them, and what `handle` cannot make sense of, goes to the dead letters.
+
+    Whoever is in no hurry lingers so many seconds before each look: more events at a time cost less each.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Consumer:
         handle: Handler,
         types: Collection[str] = (),
         registry: CollectorRegistry | None = None,
+        linger_seconds: float = 0.0,
     ) -> None:
         self._servers = settings.kafka_bootstrap_servers
         self._group = settings.kafka_topic_prefix + settings.service
@@ -75,6 +78,7 @@ class Consumer:
         self._dead_topics = [topic + SUFFIX for topic in self._topics]
         self._replication_factor = settings.kafka_replication_factor
         self._handle = handle
+        self._linger_seconds = linger_seconds
         self._types = frozenset(types or KINDS)
         self._families = frozenset(map(_family, self._types))
         self._letters = DeadLetters(settings, self._dead_topics)
@@ -117,6 +121,7 @@ class Consumer:
         try:
             await start(consumer)
             while True:
+                await asyncio.sleep(self._linger_seconds)
                 batches = await consumer.getmany(timeout_ms=self._wake_the_rested(consumer))
                 async with self._busy:
                     await self._handle_batches(consumer, batches)

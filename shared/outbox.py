@@ -32,7 +32,7 @@ from shared.settings import DatabaseSettings
 
 BATCH_SIZE: Final = 500
 POLL_SECONDS: Final = 0.5
-LINGER_SECONDS: Final = 0.03
+LINGER_SECONDS: Final = 0.05
 BUSY_PAUSE_SECONDS: Final = 0.5
 BUSY_BATCH_SIZE: Final = 50
 MAX_BEHIND_SECONDS: Final = 30.0  # for which the relay lets everything else go first
@@ -199,31 +199,35 @@ class Relay:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
             limit = BUSY_BATCH_SIZE if yielding else BATCH_SIZE
             rows = await self._waiting("true", limit)
+            if rows and not await self._carry_batch(rows):
+                return
             if len(rows) < limit:
                 even_at = time.monotonic()
-            if not rows:
                 await _wait(self._woken["published"], POLL_SECONDS)
                 await asyncio.sleep(LINGER_SECONDS)  # what is committed next to it goes along
-                continue
-            tasks = {
-                mark: asyncio.create_task(self._try(mark, [row for row in rows if not row[mark]]))
-                for mark in self._carriers
-            }
-            try:
-                await asyncio.wait(tasks.values(), timeout=PATIENCE_SECONDS)
-            finally:
-                for task in tasks.values():
-                    task.cancel()
-                await asyncio.gather(*tasks.values(), return_exceptions=True)
-            succeeded = [mark for mark, task in tasks.items() if not task.cancelled() and task.result()]
-            positions = [row["position"] for row in rows]
-            if len(succeeded) < len(tasks):
-                for mark in succeeded:
-                    await self._settle(mark, positions)
-                return
-            async with self._database.batch() as connection:
-                await connection.execute("delete from outbox where position = any($1)", positions)
-            self._chain.settle(positions)
+
+    async def _carry_batch(self, rows: Sequence[asyncpg.Record]) -> bool:
+        """Whether both sinks have the rows, which are gone then; else those that one of them has are marked."""
+        tasks = {
+            mark: asyncio.create_task(self._try(mark, [row for row in rows if not row[mark]]))
+            for mark in self._carriers
+        }
+        try:
+            await asyncio.wait(tasks.values(), timeout=PATIENCE_SECONDS)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        succeeded = [mark for mark, task in tasks.items() if not task.cancelled() and task.result()]
+        positions = [row["position"] for row in rows]
+        if len(succeeded) < len(tasks):
+            for mark in succeeded:
+                await self._settle(mark, positions)
+            return False
+        async with self._database.batch() as connection:
+            await connection.execute("delete from outbox where position = any($1)", positions)
+        self._chain.settle(positions)
+        return True
 
     async def _carry_apart(self) -> None:
         """Let each sink go its own way until both have all but the latest rows."""

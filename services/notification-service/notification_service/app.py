@@ -31,6 +31,7 @@ from shared.http.app import create_api, health_router
 from shared.logs import configure_logging
 from shared.settings import load
 
+LINGER_SECONDS: Final = 0.3
 FOLDER: Final = Path(__file__).resolve().parent.parent
 
 
@@ -43,7 +44,7 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     authenticator = authenticator_of(settings, registry)
     deliveries = deliveries_of(settings)
     notifications = Notifications(database, deliveries)
-    consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED, registry)
+    consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED, registry, LINGER_SECONDS)
     forgetting = partial(forget, notifications, settings.notification_keep_days)
     workers = workers_of(settings, database, deliveries, notifications.arrivals, registry)
 
