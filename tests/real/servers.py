@@ -1,6 +1,7 @@
 """The real servers: the PostgreSQL that is installed, Kafka and MongoDB by the scripts that start them."""
 
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
@@ -125,15 +126,23 @@ class RealKafka(ByScript, Broker):
 
 
 class RealMongo(ByScript, Mongo):
-    """A server that speaks MongoDB's protocol and has on disk whatever it has acknowledged."""
+    """A server that speaks MongoDB's protocol, wants a login and has on disk whatever it has acknowledged."""
 
     fetching = "bin"
+
+    def __init__(self, script: Path, data: Path) -> None:
+        super().__init__(script, data)
+        self._login = {"MONGO_USERNAME": "auditor", "MONGO_PASSWORD": secrets.token_urlsafe(16)}
 
     def settings(self, port: int) -> dict[str, str]:
         return {"MONGO_PORT": str(port), "MONGO_DATA": str(self._data)}
 
     def variables(self, port: int) -> dict[str, str]:
-        return environment.DEFAULTS["mongodb"] | {"MONGO_HOST": LOOPBACK, "MONGO_PORT": str(port)}
+        login = {"MONGO_USER": self._login["MONGO_USERNAME"], "MONGO_PASSWORD": self._login["MONGO_PASSWORD"]}
+        return environment.DEFAULTS["mongodb"] | {"MONGO_HOST": LOOPBACK, "MONGO_PORT": str(port)} | login
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | self._login  # no other account sees it there
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,10 @@ class Places:
             Path(environ.get("POSTGRES_BIN") or POSTGRES_BIN), Path(environ.get("REAL_STARTERS") or REAL_STARTERS)
         )
         needed = {
-            "postgres": (found.postgres / "initdb", "Install PostgreSQL 15, name its programs' folder by POSTGRES_BIN"),
+            "postgres": (
+                found.postgres / "initdb",
+                "Install PostgreSQL 15, name its bin folder by POSTGRES_BIN",
+            ),
             "kafka": (found.kafka, "Name the folder of a script that starts Kafka by REAL_STARTERS"),
             "mongodb": (found.mongo, "Name the folder of a script that starts MongoDB by REAL_STARTERS"),
         }

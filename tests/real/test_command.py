@@ -1,5 +1,6 @@
 """`make test-real` says what it lacks, takes the servers that are named, and ends what it has started."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def test_what_is_missing_is_named_with_the_variables_that_help(tmp_path: Path) -
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: There is no {tmp_path}/initdb. Install PostgreSQL 15, name its programs' folder by POSTGRES_BIN, "
+        f"error: There is no {tmp_path}/initdb. Install PostgreSQL 15, name its bin folder by POSTGRES_BIN, "
         "or a server by POSTGRES_HOST.\n"
         f"       There is no {tmp_path}/kafka.sh. Name the folder of a script that starts Kafka by REAL_STARTERS, "
         "or a server by KAFKA_BOOTSTRAP_SERVERS.\n"
@@ -76,16 +77,17 @@ async def test_the_process_that_stays_beside_a_server_ends_it_even_before_it_is_
 ) -> None:
     if slow:
         (tmp_path / "slow").touch()
-    process = subprocess.Popen(kafka.command(2345), env=kafka.environment())
+    process = await asyncio.create_subprocess_exec(*kafka.command(2345), env=kafka.environment())
 
     async def begun() -> bool:
         return bool(calls())
 
     await eventually(begun)
-    assert process.poll() is None
+    assert process.returncode is None
     process.send_signal(signal.SIGTERM)
 
-    assert process.wait(10) == 0
+    async with asyncio.timeout(10):
+        assert await process.wait() == 0
     assert calls() == [f"{verb} zk 2345 {tmp_path}/data" for verb in ("up", "purge")]
 
 
