@@ -22,6 +22,7 @@ SUPERUSER = "postgres"
 COMMAND_LIMIT_SECONDS = 60.0
 PROTOCOL_3 = 196_608
 MAX_CONNECTIONS = 200
+LOCALE: tuple[str, ...] = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 # SIGTERM would wait for every client to leave.
 FAST, IMMEDIATE = StopSignal(signal.SIGINT, 20.0), StopSignal(signal.SIGQUIT, 5.0)
 
@@ -47,7 +48,7 @@ class Postgres(Engine):
     name = "postgres"
     title = "PostgreSQL"
     usual_port = 5432
-    locale: tuple[str, ...] = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    locale = LOCALE
 
     def __init__(
         self, programs: Programs, data: Path, pointer: Path, environ: Mapping[str, str], *, durable: bool
