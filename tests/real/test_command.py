@@ -39,6 +39,17 @@ def test_what_is_missing_is_named_with_the_variables_that_help(tmp_path: Path) -
     )
 
 
+def test_a_platform_that_the_tests_would_take_instead_is_an_error() -> None:
+    environ = os.environ | {"TEST_GATEWAY_URL": "http://127.0.0.1:1"}
+
+    done = subprocess.run([sys.executable, "-m", "tests.real"], cwd=ROOT, env=environ, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: The tests would take the platform at http://127.0.0.1:1 (TEST_GATEWAY_URL): stop it.\n"
+    )
+
+
 @pytest.mark.parametrize("missing", NAMED)
 def test_for_a_server_that_is_named_nothing_has_to_be_there(tmp_path: Path, missing: str) -> None:
     nowhere = {"POSTGRES_BIN": str(tmp_path), "REAL_STARTERS": str(tmp_path)}
@@ -69,6 +80,13 @@ def calls(tmp_path: Path) -> Callable[[], list[str]]:
         return file.read_text().splitlines() if file.exists() else []
 
     return read
+
+
+def test_the_producer_is_idempotent(kafka: RealKafka) -> None:
+    assert kafka.variables(2345) == {
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:2345",
+        "KAFKA_PRODUCER_IDEMPOTENCE": "true",
+    }
 
 
 @pytest.mark.parametrize("slow", [False, True])
