@@ -30,18 +30,17 @@ def run(title: str, form: Form, places: Places, arguments: Sequence[str]) -> tup
     """Start the servers, run pytest on them and stop them; its exit status, and a line about it."""
     say(f"\n=== {title}: starting the servers")
     with tempfile.TemporaryDirectory(prefix="payment-system-real-") as folder:
-        report = Path(folder) / "report.xml"
-        stack = RealStack(Path(folder) / "stack", form, places, os.environ)
+        stack = RealStack(Path(folder), form, places, os.environ)
+        report = stack.log("pytest").with_suffix(".xml")  # among what goes with the stack, even after a kill -9
         try:
             variables = stack.start()
             for line in stack.describe():
                 say(f"    {line}")
             began_at = time.monotonic()
             status = pytest(variables, [f"--junitxml={report}", *arguments])
-            seconds = time.monotonic() - began_at
+            return status, f"{title}: {counted(report)} in {time.monotonic() - began_at:.0f} s"
         finally:
             stack.stop()
-        return status, f"{title}: {counted(report)} in {seconds:.0f} s"
 
 
 def pytest(variables: Mapping[str, str], arguments: Sequence[str]) -> int:
