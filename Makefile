@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway bench-relay check format lock clean python
+.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway bench-relay check format lock clean python test-real
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ install: python ## Make the virtual environment .venv, or bring it up to date
 
 test: install ## Run the tests, on engines of their own (ARGS="-k transfer" runs some)
 	@$(VENV) -m pytest $(ARGS)
+
+test-real: install ## Run the tests that need servers on PostgreSQL 15, Kafka (both forms) and MongoDB (ARGS as above)
+	@$(VENV) -m tests.real $(ARGS)
 
 compose-test: install ## Build the images and try the compose files on a Docker engine (some ten minutes)
 	@$(VENV) -m pytest tests/compose $(ARGS)

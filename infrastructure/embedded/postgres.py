@@ -22,7 +22,7 @@ SUPERUSER = "postgres"
 COMMAND_LIMIT_SECONDS = 60.0
 PROTOCOL_3 = 196_608
 MAX_CONNECTIONS = 200
-LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+LOCALE: tuple[str, ...] = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 # SIGTERM would wait for every client to leave.
 FAST, IMMEDIATE = StopSignal(signal.SIGINT, 20.0), StopSignal(signal.SIGQUIT, 5.0)
 
@@ -48,6 +48,7 @@ class Postgres(Engine):
     name = "postgres"
     title = "PostgreSQL"
     usual_port = 5432
+    locale = LOCALE
 
     def __init__(
         self, programs: Programs, data: Path, pointer: Path, environ: Mapping[str, str], *, durable: bool
@@ -144,7 +145,7 @@ class Postgres(Engine):
         access = ["--auth=scram-sha-256", f"--username={SUPERUSER}", f"--pwfile={self._password_file}"]
         sync = [] if self._durable else ["--no-sync"]
         self._run(
-            [self._binary("initdb"), "-D", str(partial), "--no-instructions", *LOCALE, *access, *sync],
+            [self._binary("initdb"), "-D", str(partial), "--no-instructions", *self.locale, *access, *sync],
             purpose="making the data folder",
         )
         partial.rename(self._cluster)

@@ -1,7 +1,6 @@
 """Kafka clients that hang leave nothing behind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,21 +12,14 @@ from shared.settings import DatabaseSettings
 from shared.testing.sandbox import Sandbox, sandbox_on
 from shared.testing.waiting import eventually
 
+# A loop of its own for each test: a platform in that of the session has clients too.
+pytestmark = pytest.mark.asyncio(loop_scope="function")
 
-def tasks_of_aiokafka() -> "set[asyncio.Task[Any]]":
+
+async def gone() -> bool:
+    """Whether none of aiokafka's tasks is left in this loop."""
     tasks: list[Any] = list(asyncio.all_tasks())
-    return {task for task in tasks if "aiokafka" in task.get_coro().cr_code.co_filename}
-
-
-@pytest.fixture
-async def gone() -> Callable[[], Awaitable[bool]]:
-    """Whether none of aiokafka's tasks is left but those of others, who were there before."""
-    others = tasks_of_aiokafka()
-
-    async def look() -> bool:
-        return tasks_of_aiokafka() <= others
-
-    return look
+    return not any("aiokafka" in task.get_coro().cr_code.co_filename for task in tasks)
 
 
 async def hang() -> None:
@@ -41,7 +33,7 @@ def servers(sandbox: Sandbox, probe: type[DatabaseSettings], monkeypatch: pytest
 
 
 async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
-    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings], gone: Callable[[], Awaitable[bool]]
+    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings]
 ) -> None:
     topic = sandbox.settings(probe).topic
     await kafka.ensure_topics(servers, [topic], 1)
@@ -55,9 +47,7 @@ async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
     await eventually(gone)
 
 
-async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(
-    servers: str, gone: Callable[[], Awaitable[bool]]
-) -> None:
+async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(servers: str) -> None:
     producer: Any = AIOKafkaProducer(bootstrap_servers=servers)
     await kafka.start(producer)
     producer._message_accumulator.close = hang
