@@ -141,7 +141,7 @@ async def stop(client: Any) -> None:
     try:
         await asyncio.wait([stopping], timeout=STOP_TIMEOUT_SECONDS)
     finally:
-        stopped = stopping.done() and stopping.result() == [None]
+        stopped = stopping.done() and not any(stopping.result())
         stopping.cancel()
     if stopped:
         return

@@ -24,12 +24,14 @@ SERVED = tuple(service for service in SERVICES if service is not RECONCILER)
 
 @dataclass(frozen=True, slots=True)
 class Premises:
-    """A platform that runs; `pids` are those of the services by name and of the engines by title."""
+    """A platform that runs; `pids` are those of the services by name and of the engines by title, as it began."""
 
     directory: Path
     variables: Mapping[str, str]
     gateway_port: int
     pids: Mapping[str, int]
+    stack: Stack
+    platform: Platform
 
     def reconcile(self) -> tuple[bool, str]:
         """What `make reconcile` does: whether all the money adds up, and the report."""
@@ -69,7 +71,7 @@ def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
                 pids = {each.name: _pid(stack, each.name) for each in found}
                 pids |= {ENGINE_TITLES[name]: _pid(stack, name) for name in ENGINES}
                 gateway = next(each for each in found if each.name == GATEWAY.name)
-                yield Premises(stack.directory, {**variables, **told}, gateway.port, pids)
+                yield Premises(stack.directory, {**variables, **told}, gateway.port, pids, stack, platform)
             finally:
                 platform.down()
         finally:
