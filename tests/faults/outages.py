@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from infrastructure.embedded import ports, processes
 from infrastructure.embedded.install import CHECKOUT
@@ -19,10 +20,14 @@ from tests.faults.mail_server import HOST
 from tests.load.premises import Premises
 
 LIMIT_SECONDS: Final = 60.0
+SCRIPT_LIMIT_SECONDS: Final = 120.0
 
 
 class Engine:
     """One of the engines of `make up`."""
+
+    keeps: ClassVar = False
+    """Whether a broker that ends has what it had when it starts again."""
 
     def __init__(self, premises: Premises, name: str) -> None:
         self._premises = premises
@@ -41,13 +46,14 @@ class Engine:
 
         await eventually(gone, LIMIT_SECONDS)
 
-    def freeze(self) -> None:
-        """Have it take connections and answer nothing."""
+    @asynccontextmanager
+    async def out(self) -> AsyncIterator[None]:
+        """For the length of the block it takes connections and answers nothing; then it has what it had."""
         self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Have it answer again, also what was asked meanwhile."""
-        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
     async def start(self) -> None:
         """Start it again as anybody would, by `make up`, and wait until a replay that belongs to it has ended."""
@@ -62,6 +68,56 @@ class Engine:
         process = self._premises.stack.process(self._name)
         assert process is not None, f"{self._name} does not run"
         os.kill(process.pid, number)
+
+
+class KafkaByScript:
+    """An Apache Kafka, by a script that knows `up`, which returns when it answers, `down`, `kill` and `purge`."""
+
+    keeps: ClassVar = True
+
+    def __init__(self, script: Path, data: Path) -> None:
+        self._script = script
+        self._port = ports.choose([])
+        self._told = {
+            "KAFKA_PORT": str(self._port),
+            "KAFKA_CONTROLLER_PORT": str(ports.choose([])),
+            "KAFKA_DATA": str(data),
+        }
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Those that lead to it."""
+        return {"KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{self._port}", "KAFKA_PRODUCER_IDEMPOTENCE": "true"}
+
+    async def start(self) -> None:
+        """Start it, with what it has on disk."""
+        await self._run("up")
+
+    async def stop(self) -> None:
+        """End it in good order."""
+        await self._run("down")
+
+    async def kill(self) -> None:
+        """End it without a farewell."""
+        await self._run("kill")
+
+    async def purge(self) -> None:
+        """End it and remove what it has on disk."""
+        await self._run("purge")
+
+    @asynccontextmanager
+    async def out(self) -> AsyncIterator[None]:
+        """It is dead for the length of the block; then it has what it had."""
+        await self.kill()
+        try:
+            yield
+        finally:
+            await self.start()
+
+    async def _run(self, verb: str) -> None:
+        process = await asyncio.create_subprocess_exec(self._script, verb, env=os.environ | self._told)
+        async with asyncio.timeout(SCRIPT_LIMIT_SECONDS):
+            assert await process.wait() == 0, f"{self._script} {verb} has failed"
 
 
 class Taken(NamedTuple):

@@ -38,14 +38,10 @@ async def assert_nothing_lost(place: Place, crowd: Crowd, *, in_order: bool = Tr
     await place.records.assert_mailed(place.mail)
 
 
-async def test_a_broker_that_is_silent_for_a_while(place: Place) -> None:
-    async with load_at(place) as crowd:
-        place.broker.freeze()
-        try:
-            await crowd.grown(MEANWHILE)
-            await place.records.more_than(MEANWHILE, "not published and audited")
-        finally:
-            place.broker.thaw()
+async def test_a_broker_that_is_out_for_a_while_and_keeps_what_it_has(place: Place) -> None:
+    async with load_at(place) as crowd, place.broker.out():
+        await crowd.grown(MEANWHILE)
+        await place.records.more_than(MEANWHILE, "not published and audited")
 
     await assert_nothing_lost(place, crowd)
 
@@ -58,7 +54,7 @@ async def test_a_broker_that_ends_and_starts_again(place: Place, ends: str) -> N
         await place.records.more_than(MEANWHILE, "not published and audited")
         await place.broker.start()
 
-    await assert_nothing_lost(place, crowd, in_order=False)
+    await assert_nothing_lost(place, crowd, in_order=place.broker.keeps)
 
 
 @pytest.mark.parametrize("ends", ["stop", "kill"])
@@ -98,13 +94,9 @@ async def test_all_of_them_at_once_while_the_relays_lose_their_leadership(place:
     async with load_at(place) as crowd:
         await place.mail.kill_within_a_mail()
         await place.mongo.kill()
-        place.broker.freeze()
-        try:
-            async with place.records.leaders_ended():
-                await crowd.grown(MEANWHILE)
-                await place.records.more_than(MEANWHILE, "not published and not audited")
-        finally:
-            place.broker.thaw()
+        async with place.broker.out(), place.records.leaders_ended():
+            await crowd.grown(MEANWHILE)
+            await place.records.more_than(MEANWHILE, "not published and not audited")
         await place.mongo.start()
         await place.mail.start()
 

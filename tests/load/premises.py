@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infrastructure.embedded import ports
-from infrastructure.embedded.environment import ENGINES
+from infrastructure.embedded.environment import ENGINES, is_embedded
 from infrastructure.embedded.errors import EmbeddedError
 from infrastructure.embedded.install import CHECKOUT
 from infrastructure.embedded.lifecycle import Platform
@@ -49,10 +49,14 @@ class Premises:
 
 
 @contextmanager
-def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
-    """The platform on free ports in a folder of its own, its services told `settings`; nothing of it is left."""
+def premises(settings: Mapping[str, str], servers: Mapping[str, str] | None = None) -> Iterator[Premises]:
+    """The platform on free ports in a folder of its own, its services told `settings`; nothing of it is left.
+
+    `servers` are variables that lead to engines which run already.
+    """
+    servers = servers or {}
     with tempfile.TemporaryDirectory(prefix="payment-system-load-") as folder:
-        stack = Stack(Path(folder), ports="free", detached=False, durable=True, environ={})
+        stack = Stack(Path(folder), ports="free", detached=False, durable=True, environ=servers)
         try:
             variables = stack.start()
             found = _on_free_ports()
@@ -69,7 +73,7 @@ def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
             platform.up()
             try:
                 pids = {each.name: _pid(stack, each.name) for each in found}
-                pids |= {ENGINE_TITLES[name]: _pid(stack, name) for name in ENGINES}
+                pids |= {ENGINE_TITLES[name]: _pid(stack, name) for name in ENGINES if is_embedded(name, servers)}
                 gateway = next(each for each in found if each.name == GATEWAY.name)
                 yield Premises(stack.directory, {**variables, **told}, gateway.port, pids, stack, platform)
             finally:
