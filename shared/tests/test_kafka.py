@@ -61,7 +61,7 @@ async def test_a_consumer_that_stumbles_over_its_own_fetches_is_taken_apart(
     """While its broker is out, a fetch pauses, and whoever waits for it when it is cancelled is told the same."""
     topic = sandbox.settings(probe).topic
     await kafka.ensure_topics(servers, [topic], 1)
-    consumer: Any = AIOKafkaConsumer(topic, bootstrap_servers=servers, group_id=topic)
+    consumer: Any = AIOKafkaConsumer(topic, bootstrap_servers=servers, group_id=None)
     await kafka.start(consumer)
     fetches = [asyncio.create_task(asyncio.sleep(60)) for _ in range(2)]
     await asyncio.sleep(0)

@@ -103,7 +103,8 @@ class Records:
 
     @asynccontextmanager
     async def leaders_ended(self) -> AsyncIterator[None]:
-        """For the length of the block, whoever begins to lead a relay loses the lock again."""
+        """For the length of the block, whoever leads a relay loses the lock, again and again; each is led anew."""
+        before = await self.terms()
 
         async def end() -> None:
             while True:
@@ -116,6 +117,11 @@ class Records:
         finally:
             ending.cancel()
             await asyncio.wait([ending])
+
+        async def led_anew() -> bool:
+            return await self.terms() >= before + len(SCHEMAS)
+
+        await eventually(led_anew, QUIET_LIMIT_SECONDS)
 
     async def audited(self, schema: str) -> list[Event]:
         """The documents of a service in the order of their chain."""
