@@ -132,23 +132,28 @@ async def start(client: Any) -> None:
 
 
 async def stop(client: Any) -> None:
-    """Stop an aiokafka client. One that hangs, as in the middle of a rebalance, is taken apart.
+    """Stop an aiokafka client. One that hangs or fails, as in the middle of a rebalance, is taken apart.
 
-    Left alone it would go on opening connections that nobody closes.
+    Left alone it would go on opening connections that nobody closes. A consumer that stops while its broker is out
+    cancels its own fetches and stumbles over that: it must not look as if whoever stops it were cancelled.
     """
+    stopping = asyncio.gather(client.stop(), return_exceptions=True)
     try:
+        await asyncio.wait([stopping], timeout=STOP_TIMEOUT_SECONDS)
+    finally:
+        stopped = stopping.done() and not any(stopping.result())
+        stopping.cancel()
+    if stopped:
+        return
+    parts = [getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher")]
+    tasks = [task for part in parts for name in _TASKS if (task := getattr(part, name, None)) is not None]
+    tasks += [task for part in parts for task in getattr(part, "_pending_tasks", ())]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait([stopping, *tasks], timeout=STOP_TIMEOUT_SECONDS)
+    with contextlib.suppress(KafkaError, TimeoutError):
         async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-            await client.stop()
-    except (KafkaError, TimeoutError):
-        parts = [getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher")]
-        tasks = [task for part in parts for name in _TASKS if (task := getattr(part, name, None)) is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_SECONDS)
-        with contextlib.suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                await client._client.close() if hasattr(client, "_client") else await client.client.close()  # noqa: SLF001
+            await client._client.close() if hasattr(client, "_client") else await client.client.close()  # noqa: SLF001
 
 
 async def check_brokers(servers: str) -> None:

@@ -47,6 +47,25 @@ async def test_a_consumer_that_hangs_when_it_is_stopped_is_taken_apart(
     await eventually(gone)
 
 
+async def test_a_consumer_that_stumbles_over_its_own_fetches_is_taken_apart(
+    servers: str, sandbox: Sandbox, probe: type[DatabaseSettings]
+) -> None:
+    """While its broker is out, a fetch pauses, and whoever waits for it when it is cancelled is told the same."""
+    topic = sandbox.settings(probe).topic
+    await kafka.ensure_topics(servers, [topic], 1)
+    consumer: Any = AIOKafkaConsumer(topic, bootstrap_servers=servers, group_id=None)
+    await kafka.start(consumer)
+    fetches = [asyncio.create_task(asyncio.sleep(60)) for _ in range(2)]
+    await asyncio.sleep(0)
+    consumer._fetcher._pending_tasks.update(fetches)
+
+    await kafka.stop(consumer)
+
+    assert all(fetch.cancelled() for fetch in fetches)
+    assert not any(connection.connected() for connection in consumer._client._conns.values())
+    await eventually(gone)
+
+
 async def test_a_producer_that_hangs_when_it_is_stopped_is_taken_apart(servers: str) -> None:
     producer: Any = AIOKafkaProducer(bootstrap_servers=servers)
     await kafka.start(producer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infrastructure.embedded import ports
-from infrastructure.embedded.environment import ENGINES
+from infrastructure.embedded.environment import ENGINES, is_embedded
 from infrastructure.embedded.errors import EmbeddedError
 from infrastructure.embedded.install import CHECKOUT
 from infrastructure.embedded.lifecycle import Platform
@@ -24,12 +24,14 @@ SERVED = tuple(service for service in SERVICES if service is not RECONCILER)
 
 @dataclass(frozen=True, slots=True)
 class Premises:
-    """A platform that runs; `pids` are those of the services by name and of the engines by title."""
+    """A platform that runs; `pids` are those of the services by name and of the engines by title, as it began."""
 
     directory: Path
     variables: Mapping[str, str]
     gateway_port: int
     pids: Mapping[str, int]
+    stack: Stack
+    platform: Platform
 
     def reconcile(self) -> tuple[bool, str]:
         """What `make reconcile` does: whether all the money adds up, and the report."""
@@ -47,10 +49,14 @@ class Premises:
 
 
 @contextmanager
-def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
-    """The platform on free ports in a folder of its own, its services told `settings`; nothing of it is left."""
+def premises(settings: Mapping[str, str], servers: Mapping[str, str] | None = None) -> Iterator[Premises]:
+    """The platform on free ports in a folder of its own, its services told `settings`; nothing of it is left.
+
+    `servers` are variables that lead to engines which run already.
+    """
+    servers = servers or {}
     with tempfile.TemporaryDirectory(prefix="payment-system-load-") as folder:
-        stack = Stack(Path(folder), ports="free", detached=False, durable=True, environ={})
+        stack = Stack(Path(folder), ports="free", detached=False, durable=True, environ=servers)
         try:
             variables = stack.start()
             found = _on_free_ports()
@@ -67,9 +73,9 @@ def premises(settings: Mapping[str, str]) -> Iterator[Premises]:
             platform.up()
             try:
                 pids = {each.name: pid_of(stack, each.name) for each in found}
-                pids |= {ENGINE_TITLES[name]: pid_of(stack, name) for name in ENGINES}
+                pids |= {ENGINE_TITLES[name]: pid_of(stack, name) for name in ENGINES if is_embedded(name, servers)}
                 gateway = next(each for each in found if each.name == GATEWAY.name)
-                yield Premises(stack.directory, {**variables, **told}, gateway.port, pids)
+                yield Premises(stack.directory, {**variables, **told}, gateway.port, pids, stack, platform)
             finally:
                 platform.down()
         finally:
