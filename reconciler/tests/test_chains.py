@@ -88,6 +88,7 @@ async def test_what_the_relays_wrote_is_in_order(ledger: Any, collections: Any) 
     [
         {"$set": {"data.text": "another"}},
         {"$set": {"actor": "nobody"}},
+        {"$set": {"ip": "203.0.113.99"}},
         {"$unset": {"sequence": ""}},
         {"$set": {"note": None}},
         {"$set": {"chain.note": "mine"}},

@@ -51,7 +51,7 @@ def events_at(settings: DatabaseSettings, times: list[datetime]) -> list[Outgoin
 
 async def write(settings: DatabaseSettings, events: list[OutgoingEvent]) -> None:
     """Put the events into the audit, in this order."""
-    rows: Any = [{"payload": event.payload} for event in events]
+    rows: Any = [{"payload": event.payload, "ip": event.ip} for event in events]
     documents, _ = linked(rows, genesis(settings.schema_name), 1)
     audit = AuditLog(settings)
     await audit.write(documents)
@@ -64,7 +64,7 @@ async def test_what_was_relayed_is_published_again_byte_for_byte_and_in_order(
     database = Database(settings)
     await database.open()
     events = events_at(settings, [datetime.now(UTC)] * 90)
-    await commit(database, events)
+    await commit(database, [event._replace(ip="203.0.113.7") for event in events])  # which is in no event
     relay = Relay(database, settings, CollectorRegistry())
 
     async def is_empty() -> bool:

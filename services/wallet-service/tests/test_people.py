@@ -232,7 +232,8 @@ async def test_a_person_who_is_closed_leaves_no_empty_wallet_open(
     assert set(found) == {(empty, "closed"), (full, "active"), (frozen, "frozen")}
     [_, closed] = await outbox.of(empty)
     assert (closed.type, closed.sequence, closed.actor) == ("wallets.closed.v1", 2, str(alice.id))
-    assert closed.trace[0] == "request-0123456789"
+    assert (closed.trace[0], closed.ip) == ("request-0123456789", None)  # an event says nothing of an address
+    assert closed.data["before"] == {"status": "active"}
     assert [event.type for event in await outbox.of(full)] == ["wallets.created.v1"]
     seen = await client.get(f"/wallets/{empty}", headers=alice.headers)
     assert seen.json()["status"] == "closed"
