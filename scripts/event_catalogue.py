@@ -26,6 +26,7 @@ PUBLISHERS: Final = {
     "wallets": "wallet-service",
     "transactions": "transaction-service",
     "payments": "payment-gateway",
+    "notifications": "notification-service",
 }
 COMMAND: Final = ".venv/bin/python scripts/event_catalogue.py"
 SCHEMAS: Final = "#/components/schemas/"

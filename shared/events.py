@@ -320,6 +320,28 @@ class PaymentReturned(PaymentEvent):
     provider_reference: Reference
 
 
+class ChosenChannels(BaseModel):
+    """Which channels one kind of notification takes."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Annotated[str, Field(description="what the notifications are about")]
+    email: bool
+    sms: bool
+
+
+class NotificationPreferencesChanged(EventData):
+    """Somebody wants to be told about something in another way."""
+
+    type = "notifications.preferences_changed.v1"
+    topic = "notifications.events"
+    subject = "user_id"
+    user_id: UserId
+    preferences: Annotated[
+        list[ChosenChannels], Field(description="the kinds that have changed, as they are after it")
+    ]
+    before: Annotated[list[ChosenChannels], Field(description="the same kinds, as they were")]
+
+
 class Envelope(BaseModel):
     """A CloudEvent. `sequence` counts the subject's events from 1 without gaps."""
 
@@ -415,4 +437,7 @@ def data_of(envelope: Envelope) -> EventData | None:
     return kind.model_validate(envelope.data) if kind else None
 
 
-TOPICS: Sequence[str] = ("users.events", "wallets.events", "transactions.events", "payments.events")
+TOPICS: Sequence[str] = (
+    *("users.events", "wallets.events", "transactions.events"),
+    *("payments.events", "notifications.events"),
+)

@@ -156,7 +156,7 @@ async def test_the_command_says_how_many_of_each_topic(sandbox: Sandbox) -> None
         output, errors = await process.communicate()
         return process.returncode, output.decode(), errors.decode()
 
-    topics = ("users.events", "wallets.events", "transactions.events", "payments.events")
+    topics = [f"{source}.events" for source in ("users", "wallets", "transactions", "payments", "notifications")]
     since = "2026-11-24T00:00:00.000000Z"
     lines = [f"{topic}: 0 events since {since} published again\n" for topic in topics]
     assert await run("all", "2026-11-24") == (0, "".join(lines), "")

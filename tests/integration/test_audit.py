@@ -38,11 +38,11 @@ async def proxied(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
 async def audited(admin: Actor, segment: str, subject: str, *types: str) -> dict[str, dict[str, Any]]:
     """The latest event of each of these types, once all of them are in the audit."""
 
-    async def look() -> dict[str, dict[str, Any]] | None:
+    async def look() -> dict[str, dict[str, Any]]:
         response = await admin.call("GET", f"/{segment}/audit?subject={subject}&limit=100")
         assert response.status_code == 200, response.text
         found = {each["type"]: each for each in reversed(response.json()["data"])}
-        return found if found.keys() >= set(types) else None
+        return found if found.keys() >= set(types) else {}
 
     return await eventually(look, LIMIT_SECONDS)
 
@@ -70,6 +70,12 @@ async def test_whoever_acts_through_the_gateway_is_on_record_with_their_address(
         posted = await audited(admin, "wallets", transaction, "wallets.posted.v1")
         assert [each["ip"] for each in (*found.values(), *posted.values())] == [ALICE, ALICE]
         assert {each["actor"] for each in (*found.values(), *posted.values())} == {alice.id}
+
+    async def charges() -> list[str | None]:
+        response = await admin.call("GET", "/payments/audit?type=payments.succeeded.v1&limit=100")
+        return [each["ip"] for each in response.json()["data"] if each["data"]["transaction_id"] == deposit]
+
+    assert await eventually(charges, LIMIT_SECONDS) == [ALICE]  # what a neighbour has done for her
     [side] = [e for e in posted["wallets.posted.v1"]["data"]["entries"] if e["wallet_id"] == source]
     assert side["balance_minor"] - side["amount_minor"] == 10_000  # what was there before
 
@@ -82,10 +88,10 @@ async def test_no_event_says_it_but_those_of_sessions(
     await audited(admin, "transactions", deposit, "transactions.completed.v1")
     settings = platform.sandbox.settings(UserSettings)
 
-    async def published() -> list[bytes] | None:
+    async def published() -> list[bytes]:
         records = [await records_of(settings, settings.kafka_topic_prefix + topic) for topic in TOPICS]
         values = [record.value for topic in records for record in topic]
-        return values if any(deposit.encode() in value for value in values) else None
+        return values if any(deposit.encode() in value for value in values) else []
 
     telling = [value for value in await eventually(published, LIMIT_SECONDS) if ALICE.encode() in value]
 

@@ -86,8 +86,10 @@ async def _change_people(client: httpx.AsyncClient, admin: Actor) -> None:
     answers.append(await bob.call("POST", "/users/me/password", passwords))
     answers += [await admin.call("POST", f"/users/{bob.id}/{verb}") for verb in ("disable", "enable")]
     bob = await signed_in(client, bob.email, new_password)
+    chosen = {"preferences": [{"kind": "deposit", "email": True, "sms": True}]}
+    answers.append(await bob.call("PUT", "/notifications/preferences", chosen))
     answers.append(await bob.call("DELETE", "/users/me", {"password": new_password}))
-    assert [answer.is_success for answer in answers] == [True] * 6
+    assert [answer.is_success for answer in answers] == [True] * 7
 
 
 async def _published(platform: Platform) -> dict[str, dict[str, Any]]:
