@@ -27,7 +27,7 @@ from shared.authentication import authenticator_of, following
 from shared.background import Worker
 from shared.consumer import Consumer
 from shared.database import Database
-from shared.events import TOPICS, NotificationPreferencesChanged
+from shared.events import TOPICS
 from shared.http.app import create_api, health_router
 from shared.http.history import audit_router
 from shared.logs import configure_logging
@@ -48,8 +48,8 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     relay = Relay(database, settings, registry)
     notifications = Notifications(database, deliveries, told=relay.wake)
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
-    others = [topic for topic in TOPICS if topic != NotificationPreferencesChanged.topic]
-    consumer = Consumer(settings, others, notifications.handle, HANDLED, registry)
+    # Also to its own topic, of which it handles nothing: a consumer sees to it that its topics are there.
+    consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED, registry)
     forgetting = partial(forget, notifications, settings.notification_keep_days)
     workers = workers_of(settings, database, deliveries, notifications.arrivals, registry)
 
