@@ -26,6 +26,7 @@ PUBLISHERS: Final = {
     "wallets": "wallet-service",
     "transactions": "transaction-service",
     "payments": "payment-gateway",
+    "notifications": "notification-service",
 }
 COMMAND: Final = ".venv/bin/python scripts/event_catalogue.py"
 SCHEMAS: Final = "#/components/schemas/"
@@ -112,9 +113,9 @@ def table(schema: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "")
         missing = "" if name in required else f"; {json.dumps(field['default'])} where it is missing"
         meaning = field.get("description", name.replace("_", " "))
         yield f"| `{prefix}{name}` | {type_of(field)} | {meaning}{missing} |"
-        inner = field.get("items", {}).get("$ref")
-        if inner:
-            yield from table(known[inner.removeprefix(SCHEMAS)], known, f"{prefix}{name}[].")
+        for place, inside in (("[]", [field.get("items", {})]), ("", field.get("anyOf", []))):
+            for inner in filter(None, (each.get("$ref") for each in inside)):
+                yield from table(known[inner.removeprefix(SCHEMAS)], known, f"{prefix}{name}{place}.")
 
 
 def type_of(field: Mapping[str, Any]) -> str:

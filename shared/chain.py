@@ -15,7 +15,9 @@ import msgspec
 from bson.int64 import Int64
 
 CHAIN: Final = "chain"  # the member of a document that says where it stands
+IP: Final = "ip"  # the member that says where the request came from; missing where there was none
 _POSITION_BYTES: Final = 8
+_NOT_PUBLISHED: Final = frozenset({"_id", CHAIN, IP})
 _FRAME: Final = struct.Struct(">Q32sQQQ")  # all but the last of the parts, and that one's length
 
 
@@ -48,7 +50,7 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
 def event_of(document: Mapping[str, Any]) -> bytes:
     """The event in a document, as it was published: JSON in UTF-8. Raises TypeError for what no event can hold."""
-    return _encode({name: value for name, value in document.items() if name not in {"_id", CHAIN}})
+    return _encode({name: value for name, value in document.items() if name not in _NOT_PUBLISHED})
 
 
 def link(previous: bytes, position: int, document: Mapping[str, Any]) -> bytes:
@@ -64,12 +66,19 @@ def _hash(previous: bytes, position: int, encoded: bytes) -> bytes:
     return hashlib.sha256(frame + encoded).digest()
 
 
-def linked(rows: Sequence[asyncpg.Record], previous: bytes, first: int) -> tuple[list[dict[str, Any]], bytes]:
-    """The documents of outbox rows that follow `previous`, from the position `first` on, and the hash of the last."""
+def linked(
+    rows: Sequence[asyncpg.Record], previous: bytes, first: int, *, addresses: bool = True
+) -> tuple[list[dict[str, Any]], bytes]:
+    """The documents of outbox rows that follow `previous`, from the position `first` on, and the hash of the last.
+
+    Without `addresses` they are those of a release that had none.
+    """
     documents = []
     for position, row in enumerate(rows, first):
         event = msgspec.json.decode(row["payload"])
         document = {"_id": event["id"], **event}
+        if addresses and row["ip"] is not None:
+            document[IP] = row["ip"]
         previous = _hash(previous, position, _encode_sorted(document))
         document[CHAIN] = {"position": position, "hash": previous.hex()}
         documents.append(document)

@@ -17,6 +17,8 @@ Minor = Annotated[int, Field(description="in minor units of `currency`")]
 Balance = Annotated[int, Field(description="the wallet's balance after it, in minor units of `currency`")]
 Currency = Annotated[str, Field(description="ISO 4217 code")]
 Ip = Annotated[str, Field(description="address that the request came from")]
+Before = Field(description="what has changed, as it was; events of earlier releases do not say")
+Unchanged = Field(description="null where it stayed as it was")
 UserAgent = Annotated[str, Field(description="what the client calls itself")]
 Reference = Annotated[str, Field(description="the provider's own id of the operation")]
 
@@ -53,34 +55,51 @@ class UserRegistered(UserContact):
     type = "users.registered.v1"
 
 
-class UserUpdated(UserContact):
+class UserBefore(BaseModel):
+    """What has changed of a person, as it was before."""
+
+    model_config = ConfigDict(frozen=True)
+    first_name: Annotated[str | None, Unchanged] = None
+    last_name: Annotated[str | None, Unchanged] = None
+    phone: Annotated[str | None, Unchanged] = None
+    role: Annotated[str | None, Unchanged] = None
+    status: Annotated[str | None, Unchanged] = None
+
+
+class UserChange(UserContact):
+    """Common to what changes a person; the contact is that after it."""
+
+    before: Annotated[UserBefore | None, Before] = None
+
+
+class UserUpdated(UserChange):
     """Somebody's profile or role has changed."""
 
     type = "users.updated.v1"
+
+
+class UserDisabled(UserChange):
+    """An admin has shut somebody out."""
+
+    type = "users.disabled.v1"
+
+
+class UserEnabled(UserChange):
+    """An admin has let somebody in again."""
+
+    type = "users.enabled.v1"
+
+
+class UserClosed(UserChange):
+    """Somebody has closed their account."""
+
+    type = "users.closed.v1"
 
 
 class UserPasswordChanged(UserContact):
     """Somebody has changed their password."""
 
     type = "users.password_changed.v1"
-
-
-class UserDisabled(UserContact):
-    """An admin has shut somebody out."""
-
-    type = "users.disabled.v1"
-
-
-class UserEnabled(UserContact):
-    """An admin has let somebody in again."""
-
-    type = "users.enabled.v1"
-
-
-class UserClosed(UserContact):
-    """Somebody has closed their account."""
-
-    type = "users.closed.v1"
 
 
 class UserSignedIn(EventData):
@@ -132,6 +151,13 @@ class WalletCreated(EventData):
     currency: Currency
 
 
+class WalletBefore(BaseModel):
+    """What has changed of a wallet, as it was before."""
+
+    model_config = ConfigDict(frozen=True)
+    status: Annotated[str, Field(description="`active`, `frozen` or `closed`")]
+
+
 class WalletStatusEvent(EventData):
     """Common to what is said of a wallet's status."""
 
@@ -140,6 +166,7 @@ class WalletStatusEvent(EventData):
     wallet_id: WalletId
     user_id: UserId
     currency: Currency
+    before: Annotated[WalletBefore | None, Before] = None
 
 
 class WalletFrozen(WalletStatusEvent):
@@ -293,6 +320,28 @@ class PaymentReturned(PaymentEvent):
     provider_reference: Reference
 
 
+class ChosenChannels(BaseModel):
+    """Which channels one kind of notification takes."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Annotated[str, Field(description="what the notifications are about")]
+    email: bool
+    sms: bool
+
+
+class NotificationPreferencesChanged(EventData):
+    """Somebody wants to be told about something in another way."""
+
+    type = "notifications.preferences_changed.v1"
+    topic = "notifications.events"
+    subject = "user_id"
+    user_id: UserId
+    preferences: Annotated[
+        list[ChosenChannels], Field(description="the kinds that have changed, as they are after it")
+    ]
+    before: Annotated[list[ChosenChannels], Field(description="the same kinds, as they were")]
+
+
 class Envelope(BaseModel):
     """A CloudEvent. `sequence` counts the subject's events from 1 without gaps."""
 
@@ -321,12 +370,16 @@ _encode: Final = msgspec.json.Encoder(enc_hook=_members).encode
 
 
 class OutgoingEvent(NamedTuple):
-    """An event on its way into an outbox: `payload` is the whole CloudEvent as JSON."""
+    """An event on its way into an outbox: `payload` is the whole CloudEvent as JSON.
+
+    `ip` is the address that the request came from: for the audit, and in no event.
+    """
 
     id: UUID
     topic: str
     key: str
     payload: str
+    ip: str | None = None
 
     @classmethod
     def of(cls, data: EventData, *, subject: UUID, sequence: int, actor: str, trace: Trace | None = None) -> Self:
@@ -348,7 +401,7 @@ class OutgoingEvent(NamedTuple):
         trace: Trace | None = None,
     ) -> Self:
         """As `of`, for a hot path: `data` has the fields of `kind`, and nobody looks whether it has."""
-        request_id, traceparent = trace or current_context().trace
+        request_id, traceparent, ip = trace or current_context().trace
         event_id, subject_id = new_id(), str(subject)
         envelope = {  # what `Envelope` reads
             "specversion": "1.0",
@@ -364,7 +417,7 @@ class OutgoingEvent(NamedTuple):
             "actor": actor,
             "data": data,
         }
-        return cls(event_id, kind.topic, subject_id, _encode(envelope).decode())
+        return cls(event_id, kind.topic, subject_id, _encode(envelope).decode(), ip)
 
 
 def _types_of(base: type[EventData]) -> Iterator[type[EventData]]:
@@ -384,4 +437,7 @@ def data_of(envelope: Envelope) -> EventData | None:
     return kind.model_validate(envelope.data) if kind else None
 
 
-TOPICS: Sequence[str] = ("users.events", "wallets.events", "transactions.events", "payments.events")
+TOPICS: Sequence[str] = (
+    *("users.events", "wallets.events", "transactions.events"),
+    *("payments.events", "notifications.events"),
+)

@@ -62,6 +62,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("payload", sa.Text, nullable=False),
         sa.Column("published", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("audited", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("ip", sa.Text),  # goes to the audit alone
     )
 
 
@@ -70,7 +71,7 @@ async def append(session: AsyncSession, table: sa.Table, events: Sequence[Outgoi
     if events:
         await session.execute(
             sa.insert(table),
-            [{"event_id": e.id, "topic": e.topic, "key": e.key, "payload": e.payload} for e in events],
+            [{"event_id": e.id, "topic": e.topic, "key": e.key, "payload": e.payload, "ip": e.ip} for e in events],
         )
 
 
@@ -78,12 +79,13 @@ async def append_batch(connection: Asyncpg, events: Sequence[OutgoingEvent]) -> 
     """Store `events` in the connection's transaction, in one statement."""
     if events:
         await connection.execute(
-            "insert into outbox (event_id, topic, key, payload) "
-            "select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[])",
+            "insert into outbox (event_id, topic, key, payload, ip) "
+            "select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])",
             [event.id for event in events],
             [event.topic for event in events],
             [event.key for event in events],
             [event.payload for event in events],
+            [event.ip for event in events],
         )
 
 
@@ -276,7 +278,7 @@ class Relay:
         return True
 
     async def _waiting(self, condition: str, limit: int = BATCH_SIZE, *arguments: object) -> list[asyncpg.Record]:
-        columns = "position, topic, key, payload, published, audited"
+        columns = "position, topic, key, payload, ip, published, audited"
         query = f"select {columns} from outbox where {condition} order by position limit $1"  # noqa: S608 - literals
         async with self._database.batch() as connection:
             rows: list[asyncpg.Record] = await connection.fetch(query, limit, *arguments)
@@ -315,6 +317,8 @@ class Relay:
         rows = await self._waiting("position = any($2) and not audited", BATCH_SIZE, head.claimed)
         if rows:
             documents, last = linked(rows, head.before, head.first)
+            if last != head.hash:  # claimed by a release that knew no addresses, while this one was rolled out
+                documents, last = linked(rows, head.before, head.first, addresses=False)
             if last != head.hash:
                 raise ChainBrokenError(
                     f"the outbox has {len(rows)} rows of the {len(head.claimed)} that were claimed for the audit's "

@@ -135,7 +135,7 @@ class Forwarder:
             if reply is not None:
                 await answer.give(reply)
                 return
-        if route.service == "user-service":
+        if scope["method"] != SAFE_METHOD:  # what changes something is on record with the caller's address
             headers[GATEWAY_TOKEN_HEADER] = f"Bearer {self._service_tokens.issue(route.service)}"
         headers.setdefault("User-Agent", "")
         headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
@@ -235,6 +235,7 @@ def _creation(headers: Mapping[str, str], body: bytes, timeout_seconds: float) -
         headers.get("Idempotency-Key"),
         headers[REQUEST_ID_HEADER],
         headers[TRACEPARENT_HEADER],
+        headers[FORWARDED_FOR_HEADER] or None,
     )
     return Creation(parcel, asyncio.get_running_loop().time() + timeout_seconds)
 

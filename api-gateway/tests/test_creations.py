@@ -91,7 +91,12 @@ async def test_a_lone_one_goes_at_once_with_all_that_matters(
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"] == "request-1"
     assert behind.bundles == [
-        [Parcel(b'{"number": 1}', "application/json", ALICE["Authorization"], "rent", "request-1", trace)]
+        [
+            Parcel(
+                *(b'{"number": 1}', "application/json", ALICE["Authorization"], "rent"),
+                *("request-1", trace, "127.0.0.1"),
+            )
+        ]
     ]
     [call] = behind.service.requests
     token = (call.header("authorization") or "").removeprefix("Bearer ")

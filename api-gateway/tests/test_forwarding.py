@@ -10,6 +10,8 @@ import pytest
 from api_gateway.app import create_app
 from api_gateway.settings import GatewaySettings
 from api_gateway.testing import Received, Service, http_answer, json_answer, standing_in
+from shared.auth import ServiceTokens
+from shared.settings import DEVELOPMENT_SERVICE_SECRET
 from shared.testing.servers import in_process, serving
 from shared.testing.tokens import Person, service_headers
 from shared.testing.waiting import eventually
@@ -94,6 +96,8 @@ async def test_only_known_headers_reach_the_service(client: httpx.AsyncClient, s
     host = httpx.URL(services["wallet-service"].url).netloc.decode()
     assert 9_000 < int(headers.pop("x-deadline-ms")) <= 10_000
     assert headers.pop("traceparent").startswith("00-")
+    proof = headers.pop("x-gateway-token").removeprefix("Bearer ")
+    assert ServiceTokens(DEVELOPMENT_SERVICE_SECRET, "wallet-service").verify(proof) == "api-gateway"
     assert headers == {name.lower(): value for name, value in given.items()} | {
         "host": host,
         "content-length": "2",

@@ -12,7 +12,7 @@ from ledger_reconciler.snapshot import Connection
 from shared.audit import AuditReader
 from shared.chain import CHAIN, genesis, link
 
-SCHEMAS: Final = ("users", "wallets", "transactions", "payments")
+SCHEMAS: Final = ("users", "wallets", "transactions", "payments", "notifications")
 
 # One statement sees the head and the outbox as they are at one moment.
 _HEAD: Final = """

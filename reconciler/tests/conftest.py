@@ -16,7 +16,7 @@ from shared.settings import ROOT
 from shared.testing.migrations import alembic
 from shared.testing.sandbox import Sandbox, drop_database, sandbox_on
 
-SERVICES = ("user-service", "wallet-service", "transaction-service", "payment-gateway")
+SERVICES = ("user-service", "wallet-service", "transaction-service", "payment-gateway", "notification-service")
 
 
 class Ledger:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from pymongo.errors import DuplicateKeyError
 
 from ledger_reconciler.audit import walk
+from ledger_reconciler.chains import SCHEMAS
 from ledger_reconciler.domain import CannotCheckError
 from shared.background import running
 from shared.chain import CHAIN, genesis, link
@@ -70,7 +71,7 @@ def named(document: dict[str, Any]) -> str:
     return f"event {document['_id']} ({document['type']} of {document['subject']})"
 
 
-CLEAN: Final = {"users": None, "wallets": None, "transactions": None, "payments": None}
+CLEAN: Final[dict[str, str | None]] = dict.fromkeys(SCHEMAS)
 
 
 async def test_what_the_relays_wrote_is_in_order(ledger: Any, collections: Any) -> None:
@@ -80,6 +81,7 @@ async def test_what_the_relays_wrote_is_in_order(ledger: Any, collections: Any) 
         ("wallets", POSTED, None),
         ("transactions", collections["transactions_audit"].count_documents({}), None),
         ("payments", 0, None),
+        ("notifications", 0, None),
     ]
 
 
@@ -88,6 +90,7 @@ async def test_what_the_relays_wrote_is_in_order(ledger: Any, collections: Any) 
     [
         {"$set": {"data.text": "another"}},
         {"$set": {"actor": "nobody"}},
+        {"$set": {"ip": "203.0.113.99"}},
         {"$unset": {"sequence": ""}},
         {"$set": {"note": None}},
         {"$set": {"chain.note": "mine"}},
@@ -229,7 +232,7 @@ async def test_the_command_says_it_in_lines_and_in_its_status(ledger: Any, colle
         return process.returncode, output.decode().splitlines()
 
     status, lines = await run()
-    assert (status, len(lines)) == (0, 4)
+    assert (status, len(lines)) == (0, 5)
     assert lines[1].split() == ["wallets", str(POSTED), "documents", "ok"]
 
     collections["wallets_audit"].delete_one({"chain.position": 2})

@@ -1,9 +1,9 @@
 """From which address a request comes, as far as it can be believed."""
 
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final
+from typing import Final
 
-from fastapi import Depends, Request
+from starlette.types import Scope
 
 from shared.auth import ServiceTokens, bearer_token
 from shared.errors import UnauthorizedError
@@ -11,24 +11,28 @@ from shared.errors import UnauthorizedError
 FORWARDED_FOR_HEADER: Final = "X-Forwarded-For"
 GATEWAY_TOKEN_HEADER: Final = "X-Gateway-Token"  # noqa: S105 - a header's name
 GATEWAY: Final = "api-gateway"
+INTERNAL_PATH: Final = "/internal/"
+
+_FORWARDED_FOR: Final = FORWARDED_FOR_HEADER.lower().encode()
+_GATEWAY_TOKEN: Final = GATEWAY_TOKEN_HEADER.lower().encode()
 
 
-def client_address_of(tokens: ServiceTokens) -> Any:
-    """A dependency's type: the caller's IP address, or an empty text where there is none.
+def caller_address(scope: Scope, tokens: ServiceTokens) -> str | None:
+    """The IP address that a request comes from; None where there is none.
 
-    It is the peer's, unless the request proves to come from the gateway, which says whom it speaks for.
+    It is the peer's, unless the request proves to come from the gateway, which says whom it speaks for. Calls under
+    `/internal/` come from services, which say for whom they are at work: what is no service's gets no further.
     """
-
-    async def find(request: Request) -> str:
-        forwarded = request.headers.getlist(FORWARDED_FOR_HEADER)
-        proofs = request.headers.getlist(GATEWAY_TOKEN_HEADER)
-        if len(forwarded) == len(proofs) == 1 and _is_gateway(tokens, proofs[0]):
-            address = plain_address(forwarded[0])
-            if address:
-                return address
-        return plain_address(request.client.host) if request.client else ""
-
-    return Depends(find)
+    headers = scope["headers"]
+    forwarded = [value for name, value in headers if name == _FORWARDED_FOR]
+    if scope["path"].startswith(INTERNAL_PATH):
+        return plain_address(forwarded[0].decode("latin-1")) or None if len(forwarded) == 1 else None
+    proofs = [value for name, value in headers if name == _GATEWAY_TOKEN]
+    if len(forwarded) == len(proofs) == 1 and _is_gateway(tokens, proofs[0].decode("latin-1")):
+        address = plain_address(forwarded[0].decode("latin-1"))
+        if address:
+            return address
+    return plain_address(scope["client"][0]) or None if scope["client"] else None
 
 
 def plain_address(text: str) -> str:

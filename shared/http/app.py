@@ -96,14 +96,15 @@ def create_api(
     own_document: bool = True,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
     headers: Mapping[str, str] | None = None,
+    tokens: ServiceTokens | None = None,
     inner: Wrapper = _as_it_is,
     outer: Wrapper = _as_it_is,
 ) -> FastAPI:
     """A FastAPI application with limits, problem documents, metrics and `health`.
 
     `trust_deadline` takes the caller's deadline over; without `own_document` somebody else serves `/openapi.json`.
-    `headers` go with every answer that does not have them. `inner` wraps the
-    application within the edge, `outer` the edge itself.
+    `headers` go with every answer that does not have them. `tokens` are wanted where it matters from which address
+    somebody has changed something. `inner` wraps the application within the edge, `outer` the edge itself.
     """
     app = _Edged(
         title=title,
@@ -123,6 +124,7 @@ def create_api(
             trust_deadline=trust_deadline,
             body_timeout_seconds=body_timeout_seconds,
             headers=headers,
+            tokens=tokens,
         )
     )
     app.include_router(health)

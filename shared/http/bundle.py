@@ -16,6 +16,7 @@ class Parcel(msgspec.Struct, array_like=True, frozen=True):
     idempotency_key: str | None
     request_id: str
     traceparent: str
+    ip: str | None = None
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):

@@ -13,6 +13,7 @@ from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
 from shared.auth import ServiceTokens
+from shared.http.address import FORWARDED_FOR_HEADER
 from shared.http.context import (
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
@@ -134,16 +135,17 @@ class ServiceClient:
         timeout = min(CALL_TIMEOUT_SECONDS, seconds_left())
         if timeout <= 0:
             raise ServiceCallError(f"no time left to call {self._service}")
-        context = current_context()
-        request = self._client.request(method, self._base_url + path).headers(
-            {
-                "Content-Type": "application/json",
-                "Authorization": f"Bearer {self._tokens.issue(self._service)}",
-                REQUEST_ID_HEADER: context.trace.request_id,
-                TRACEPARENT_HEADER: context.trace.traceparent,
-                DEADLINE_HEADER: str(int(timeout * 1000)),
-            }
-        )
+        trace = current_context().trace
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {self._tokens.issue(self._service)}",
+            REQUEST_ID_HEADER: trace.request_id,
+            TRACEPARENT_HEADER: trace.traceparent,
+            DEADLINE_HEADER: str(int(timeout * 1000)),
+        }
+        if trace.ip:
+            headers[FORWARDED_FOR_HEADER] = trace.ip
+        request = self._client.request(method, self._base_url + path).headers(headers)
         if body is not None:
             request = request.body_bytes(body)
         try:

@@ -1,4 +1,4 @@
-"""What is known about the request being handled, wherever the code is: its id, its trace, its deadline."""
+"""What is known about the request being handled, wherever the code is: its id, trace, address and deadline."""
 
 import asyncio
 import random
@@ -19,10 +19,14 @@ _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16
 
 
 class Trace(NamedTuple):
-    """Where a piece of work comes from; `traceparent` is W3C Trace Context. It goes with the work into a batch."""
+    """Where a piece of work comes from; `traceparent` is W3C Trace Context. It goes with the work into a batch.
+
+    `ip` is the address of whoever asked for it; None where nobody did, as in a service's own work.
+    """
 
     request_id: str
     traceparent: str
+    ip: str | None = None
 
 
 class RequestContext(NamedTuple):
@@ -36,13 +40,17 @@ _current: ContextVar[RequestContext | None] = ContextVar("request_context", defa
 
 
 def enter_context(
-    request_id: str = "", traceparent: str = "", seconds: float = DEFAULT_DEADLINE_SECONDS
+    request_id: str = "",
+    traceparent: str = "",
+    seconds: float = DEFAULT_DEADLINE_SECONDS,
+    ip: str | None = None,
 ) -> RequestContext:
     """Begin a request's or a background job's context; what is missing or malformed is made anew."""
     context = RequestContext(
         trace=Trace(
             request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(uuid7()),
             traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+            ip,
         ),
         deadline=asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS),
     )

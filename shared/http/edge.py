@@ -9,7 +9,9 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.auth import ServiceTokens
 from shared.errors import AppError
+from shared.http.address import INTERNAL_PATH, caller_address
 from shared.http.context import (
     DEADLINE_HEADER,
     DEFAULT_DEADLINE_SECONDS,
@@ -22,7 +24,6 @@ from shared.metrics import HttpMetrics
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_INTERNAL_BODY_BYTES: Final = 1024 * 1024  # a batch from a neighbour
-INTERNAL_PATH: Final = "/internal/"
 BODY_TIMEOUT_SECONDS: Final = 10.0
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.lower().encode()
@@ -32,6 +33,7 @@ _ENCODING: Final = b"content-encoding"
 _LENGTH: Final = b"content-length"
 _CHUNKED: Final = b"transfer-encoding"
 _OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH, _CHUNKED})
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # whatever has no effect that anybody is told of
 _CLOSE: Final = (b"connection", b"close")
 # Of every answer that says nothing else.
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -42,7 +44,8 @@ _log = logging.getLogger(__name__)
 class Edge:
     """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it).
 
-    `headers`, their names in lower case, are those of every answer that does not have them already.
+    `headers`, their names in lower case, are those of every answer that does not have them already. With `tokens`, by
+    which the gateway proves itself, the context of what may change something has the caller's address.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Edge:
         trust_deadline: bool,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
         headers: Mapping[str, str] | None = None,
+        tokens: ServiceTokens | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._trust_deadline = trust_deadline
         self._body_timeout_seconds = body_timeout_seconds
+        self._tokens = tokens
         self._headers = [*_HEADERS, *((name.encode(), value.encode()) for name, value in (headers or {}).items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +76,7 @@ class Edge:
             head.get(_REQUEST_ID, b"").decode("latin-1"),
             head.get(_TRACEPARENT, b"").decode("latin-1"),
             self._deadline_seconds(head.get(_DEADLINE, b"")),
+            self._address(scope),
         )
         request_id = (_REQUEST_ID, context.trace.request_id.encode())
         max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
@@ -118,6 +124,11 @@ class Edge:
         if status in {408, 413}:
             kept.append(_CLOSE)  # what is left of the body is not read
         return kept
+
+    def _address(self, scope: Scope) -> str | None:
+        if self._tokens is None or scope["method"] in _READING:
+            return None
+        return caller_address(scope, self._tokens)
 
     def _deadline_seconds(self, value: bytes) -> float:
         if self._trust_deadline and value.isdigit() and len(value) <= 6:

@@ -52,6 +52,11 @@ class AuditedOut(BaseModel):
     time: str | None = Field(examples=["2026-11-24T02:40:37.958028Z"], json_schema_extra={"format": "date-time"})
     actor: str | None = Field(examples=["01a20b6d-35cb-7487-84bd-663c38aafbfd"])
     request_id: str | None = Field(examples=["01a20b6d-3b14-7477-80fb-2d89b48a64c0"])
+    ip: str | None = Field(
+        description="Where the request came from; null in a service's own work, and in what was written before "
+        "addresses were.",
+        examples=["203.0.113.7"],
+    )
     traceparent: str | None = Field(examples=["00-d17a895714954b29f06e2d95da515549-43d117323eda8c81-01"])
     data: dict[str, Any] | None = Field(description="What the type says.", examples=[{"first_name": "Jane"}])
     position: int | None = Field(examples=[1041])
@@ -117,7 +122,7 @@ def _out(document: dict[str, Any]) -> AuditedOut:
     place = member("chain", dict) or {}
     return AuditedOut(
         id=str(document["_id"]),
-        **{name: member(name, str) for name in ("type", "subject", "time", "actor", "traceparent")},
+        **{name: member(name, str) for name in ("type", "subject", "time", "actor", "ip", "traceparent")},
         sequence=member("sequence", int),
         request_id=member("requestid", str),
         data=member("data", dict),

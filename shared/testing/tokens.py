@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.auth import ServiceTokens, UserTokens
+from shared.http.address import FORWARDED_FOR_HEADER, GATEWAY, GATEWAY_TOKEN_HEADER
 from shared.ids import new_id
 from shared.settings import Settings
 
@@ -30,6 +31,14 @@ def service_headers(caller: str, callee: str) -> dict[str, str]:
     """Headers of a call from one service to another."""
     secret = Settings(_env_file=None).service_secret_key.get_secret_value()
     return {"Authorization": f"Bearer {ServiceTokens(secret, caller).issue(callee)}"}
+
+
+def by_gateway(address: str, service: str) -> dict[str, str]:
+    """Headers of a request that the gateway forwards to the service for somebody at this address."""
+    return {
+        FORWARDED_FOR_HEADER: address,
+        GATEWAY_TOKEN_HEADER: service_headers(GATEWAY, service)["Authorization"],
+    }
 
 
 def access_claims(user_id: UUID, session_id: UUID, **changes: Any) -> dict[str, Any]:

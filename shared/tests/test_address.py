@@ -1,36 +1,48 @@
-"""Whom a request comes from: the peer, unless the gateway proves to speak for somebody."""
+"""Whom a request comes from: the peer, unless the gateway or a neighbour proves to speak for somebody."""
+
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from shared.auth import ServiceTokens, UserTokens
-from shared.http.address import client_address_of, plain_address
+from shared.http.address import plain_address
+from shared.http.context import current_context
+from shared.http.edge import Edge
 from shared.ids import new_id
+from shared.metrics import HttpMetrics
 
 SECRET = "a-secret-of-thirty-two-bytes-or-more"
+PEER = ("198.51.100.1", 4711)
 
 
 def proof(caller: str = "api-gateway", callee: str = "user-service", secret: str = SECRET) -> str:
     return f"Bearer {ServiceTokens(secret, caller).issue(callee)}"
 
 
+async def show(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse(current_context().trace.ip)(scope, receive, send)
+
+
+def client_from(peer: Any, tokens: ServiceTokens | None) -> httpx.AsyncClient:
+    edge = Edge(show, HttpMetrics(CollectorRegistry()), trust_deadline=True, tokens=tokens)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=edge, client=peer), base_url="http://service")
+
+
 @pytest.fixture
 def client() -> httpx.AsyncClient:
-    app, address = FastAPI(), client_address_of(ServiceTokens(SECRET, "user-service"))
-
-    async def show(found: str = address) -> str:
-        return found
-
-    app.get("/address")(show)
-    transport = httpx.ASGITransport(app=app, client=("198.51.100.1", 4711))
-    return httpx.AsyncClient(transport=transport, base_url="http://service")
+    return client_from(PEER, ServiceTokens(SECRET, "user-service"))
 
 
-async def address(client: httpx.AsyncClient, headers: list[tuple[str, str]]) -> str:
-    response = await client.get("/address", headers=headers)
+async def address(
+    client: httpx.AsyncClient, headers: list[tuple[str, str]], method: str = "POST", path: str = "/users/login"
+) -> str | None:
+    response = await client.request(method, path, headers=headers)
     assert response.status_code == 200, response.text
-    found: str = response.json()
+    found: str | None = response.json()
     return found
 
 
@@ -76,7 +88,39 @@ async def test_what_the_gateway_says_is_believed(client: httpx.AsyncClient, forw
 async def test_everything_else_leaves_it_at_the_peer(
     client: httpx.AsyncClient, headers: list[tuple[str, str]]
 ) -> None:
-    assert await address(client, headers) == "198.51.100.1"
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert await address(client, headers, method) == "198.51.100.1"
+
+
+async def test_a_peer_without_an_address_is_nobody() -> None:
+    tokens = ServiceTokens(SECRET, "user-service")
+    for peer in (("", 0), ("testclient", 0)):
+        assert await address(client_from(peer, tokens), [("X-Forwarded-For", "203.0.113.7")]) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([("X-Forwarded-For", "203.0.113.7")], "203.0.113.7"),
+        ([("X-Forwarded-For", "::ffff:203.0.113.7")], "203.0.113.7"),
+        ([], None),
+        ([("X-Forwarded-For", "")], None),
+        ([("X-Forwarded-For", "nobody")], None),
+        ([("X-Forwarded-For", "203.0.113.7"), ("X-Forwarded-For", "203.0.113.8")], None),
+    ],
+)
+async def test_a_neighbour_says_for_whom_it_is_at_work_or_for_nobody(
+    client: httpx.AsyncClient, headers: list[tuple[str, str]], expected: str | None
+) -> None:
+    """Its own address is nobody's; without a token the call gets no further."""
+    assert await address(client, headers, path="/internal/orders") == expected
+
+
+async def test_who_only_looks_is_not_asked_where_from(client: httpx.AsyncClient) -> None:
+    told = [("X-Forwarded-For", "203.0.113.7"), ("X-Gateway-Token", proof())]
+
+    assert await address(client, told, "GET") is None
+    assert await address(client_from(PEER, None), told) is None
 
 
 @pytest.mark.parametrize(

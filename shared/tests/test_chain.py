@@ -10,7 +10,7 @@ from bson.objectid import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.chain import canonical, genesis, link
+from shared.chain import canonical, event_of, genesis, link, linked
 
 VALUES = st.recursive(
     st.none()
@@ -48,6 +48,21 @@ def test_a_hash_covers_what_is_before_the_position_and_the_document_each_after_i
     assert link(genesis("users"), 7, document) != expected
     assert link(before, 8, document) != expected
     assert link(before, 7, document | {"subject": "Zoe"}) != expected
+
+
+def test_where_a_request_came_from_is_part_of_the_hash_and_missing_where_it_came_from_nowhere() -> None:
+    rows: Any = [
+        {"payload": '{"id":"1","data":{}}', "ip": ip} for ip in ("203.0.113.7", "203.0.113.8", "2001:db8::7", None)
+    ]
+
+    documents, _ = linked(rows[:1], genesis("users"), 1)
+    assert [name for name in documents[0] if name != "chain"] == ["_id", "id", "data", "ip"]
+    assert documents[0]["chain"]["hash"] == link(genesis("users"), 1, documents[0]).hex()
+    assert event_of(documents[0]) == b'{"id":"1","data":{}}'
+    assert len({linked([row], genesis("users"), 1)[1] for row in rows}) == 4
+    [nobodys], last = linked(rows[3:], genesis("users"), 1)
+    assert "ip" not in nobodys
+    assert linked(rows[:1], genesis("users"), 1, addresses=False) == ([nobodys], last)
 
 
 def test_a_large_number_is_the_same_whoever_read_it() -> None:

@@ -8,7 +8,7 @@ from shared.events import Envelope, EventData, OutgoingEvent, PostedEntry, UserR
 from shared.http.context import Trace
 from shared.ids import new_id
 
-TRACE = Trace("request-0123456789", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+TRACE = Trace("request-0123456789", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "203.0.113.7")
 ENTRY = PostedEntry(wallet_id=new_id(), user_id=new_id(), amount_minor=-5, balance_minor=10**15 - 1, version=2)
 DATA: list[EventData] = [
     WalletsPosted(posting_id=new_id(), currency="USD", entries=[ENTRY]),
@@ -39,5 +39,6 @@ def test_the_payload_is_what_the_envelope_itself_would_write(data: EventData, ch
     assert data_of(envelope) == data
     assert (event.id, event.topic, event.key) == (envelope.id, data.topic, str(subject))
     assert (envelope.type, envelope.subject, envelope.sequence) == (data.type, str(subject), 3)
-    assert (envelope.actor, envelope.requestid, envelope.traceparent) == ('"me"', *TRACE)
+    assert (envelope.actor, envelope.requestid, envelope.traceparent, event.ip) == ('"me"', *TRACE)
+    assert "203.0.113.7" not in event.payload
     assert UUID(int=event.id.int).version == 7

@@ -220,6 +220,26 @@ async def test_what_was_written_and_not_deleted_is_the_same_when_it_is_repeated(
     assert await chain_of(sandbox, settings) == [document["_id"] for document in written]
 
 
+async def test_what_a_release_without_addresses_has_claimed_is_written_as_it_claimed_it(
+    sandbox: Sandbox, database: Database, owner: Owner, settings: DatabaseSettings, empty: Any, audit: AuditLog
+) -> None:
+    """As while this release is rolled out: rows of new processes, carried by an old one until it ends."""
+    events = [event._replace(ip="203.0.113.7") for event in events_of(settings, keys=1, each=4)]
+    await commit(database, events)
+    rows: Any = [dict(row) | {"ip": None} for row in await rows_of(owner, settings)]  # as the old one read them
+    claimed = await (await leading(database, settings)).claim(rows)
+    await audit.write(claimed[:2])
+    later = [event._replace(ip="203.0.113.8") for event in events_of(settings, keys=1, each=1)]
+    await commit(database, later)
+
+    await run_until(empty, database, settings)
+
+    assert await chain_of(sandbox, settings) == [str(event.id) for event in events + later]
+    with sandbox.mongo() as client:
+        found = client[settings.mongo_db][f"{settings.schema_name}_audit"].find().sort("chain.position")
+        assert [document.get("ip") for document in found] == [None] * 4 + ["203.0.113.8"]
+
+
 async def test_a_document_that_an_older_release_wrote_gets_its_place(
     sandbox: Sandbox, database: Database, settings: DatabaseSettings, empty: Any
 ) -> None:

@@ -130,6 +130,7 @@ async def test_both_ways_of_storing_an_event_store_the_same_and_none_is_no_row(
     database: Database, rows: Callable[[], Awaitable[list[asyncpg.Record]]], settings: DatabaseSettings
 ) -> None:
     [event] = events_of(settings, keys=1, each=1)
+    event = event._replace(ip="203.0.113.7")
     await commit(database, [event])
     await commit(database, [])
     async with database.batch() as connection:
@@ -145,7 +146,23 @@ async def test_both_ways_of_storing_an_event_store_the_same_and_none_is_no_row(
         "payload": event.payload,
         "published": False,
         "audited": False,
+        "ip": "203.0.113.7",
     }
+
+
+async def test_where_a_request_came_from_is_for_the_audit_alone(
+    sandbox: Sandbox, database: Database, settings: DatabaseSettings, empty: Empty
+) -> None:
+    mine, nobodys = events_of(settings, keys=1, each=2)
+    asked = mine._replace(ip="203.0.113.7")
+    await commit(database, [asked, nobodys])
+
+    async with relaying(database, settings):
+        await eventually(empty)
+
+    assert await in_kafka(settings, [mine, nobodys]) == [mine, nobodys]  # to the byte
+    first, second = documents([mine, nobodys])
+    assert await in_audit(sandbox, settings, [mine, nobodys]) == [first | {"ip": "203.0.113.7"}, second]
 
 
 async def test_a_crash_between_the_sinks_and_the_end_repeats_the_message_and_not_the_audit(

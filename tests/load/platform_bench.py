@@ -45,7 +45,7 @@ SETTINGS = {
     "BCRYPT_ROUNDS": "4",
     "ACCESS_TOKEN_EXPIRE_MINUTES": "240",
 }
-OUTBOXES = ("users", "wallets", "transactions", "payments")
+OUTBOXES = ("users", "wallets", "transactions", "payments", "notifications")
 BOOKS = """
 select
     (select coalesce(sum(balance_minor), 0)::bigint from wallets.accounts where user_id is not null) as people_minor,

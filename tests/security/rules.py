@@ -133,6 +133,7 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
     ("GET", "/payments/audit"): _admins(200),
     ("GET", "/payments/{payment_id}"): _owners(200),
     ("GET", "/notifications"): _about_oneself(200),
+    ("GET", "/notifications/audit"): _admins(200),
     ("GET", "/notifications/preferences"): _about_oneself(200),
     ("PUT", "/notifications/preferences"): _about_oneself(
         200, lambda _: {"preferences": [{"kind": "deposit", "email": True, "sms": True}]}

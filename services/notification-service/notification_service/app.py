@@ -22,13 +22,16 @@ from notification_service.settings import NotificationSettings
 from notification_service.sms import ConsoleSms, TwilioSms
 from notification_service.smtp import Smtp
 from notification_service.worker import deliver, forget
+from shared.auth import ServiceTokens
 from shared.authentication import authenticator_of, following
-from shared.background import Worker, running
+from shared.background import Worker
 from shared.consumer import Consumer
-from shared.database import Database, prepare_schema
+from shared.database import Database
 from shared.events import TOPICS
 from shared.http.app import create_api, health_router
+from shared.http.history import audit_router
 from shared.logs import configure_logging
+from shared.outbox import Relay, publishing
 from shared.settings import load
 
 LINGER_SECONDS: Final = 0.3
@@ -43,7 +46,10 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     database = Database(settings)
     authenticator = authenticator_of(settings, registry)
     deliveries = deliveries_of(settings)
-    notifications = Notifications(database, deliveries)
+    relay = Relay(database, settings, registry)
+    notifications = Notifications(database, deliveries, told=relay.wake)
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
+    # Also to its own topic, of which it handles nothing: a consumer sees to it that its topics are there.
     consumer = Consumer(settings, TOPICS, notifications.handle, HANDLED, registry, LINGER_SECONDS)
     forgetting = partial(forget, notifications, settings.notification_keep_days)
     workers = workers_of(settings, database, deliveries, notifications.arrivals, registry)
@@ -51,13 +57,14 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            await prepare_schema(settings, FOLDER)
-            async with running(consumer.run, *workers, forgetting), following(authenticator):
+            async with (
+                publishing(settings, FOLDER, database, relay, consumer.run, *workers, forgetting),
+                following(authenticator),
+            ):
                 yield
         finally:
             for delivery in deliveries.values():
                 await delivery.close()
-            await database.close()
 
     app = create_api(
         title="Notification service",
@@ -65,10 +72,13 @@ def create_app(settings: NotificationSettings | None = None) -> FastAPI:
         version="0.1.0",
         registry=registry,
         health=health_router(
-            {"postgres": database.check, "kafka": consumer.check}, essential=frozenset({"postgres"})
+            {"postgres": database.check} | relay.checks | {"kafka": consumer.check},
+            essential=frozenset({"postgres"}),
         ),
         lifespan=lifespan,
+        tokens=service_tokens,
     )
+    app.include_router(audit_router("notifications", relay.audit, authenticator))
     app.include_router(notifications_router(notifications, authenticator))
     return app
 

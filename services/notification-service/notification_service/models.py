@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shared.inbox import inbox_table
+from shared.outbox import outbox_table
 
 
 class Base(DeclarativeBase):
@@ -18,6 +19,7 @@ class Base(DeclarativeBase):
 
 metadata = Base.metadata
 inbox = inbox_table(metadata)
+outbox = outbox_table(metadata)
 
 
 class ContactRow(Base):
@@ -44,6 +46,15 @@ class PreferenceRow(Base):
     kind: Mapped[str] = mapped_column(sa.Text, primary_key=True)
     email: Mapped[bool]
     sms: Mapped[bool]
+
+
+class ChooserRow(Base):
+    """Somebody who has chosen; `event_sequence` counts what was told of that."""
+
+    __tablename__ = "choosers"
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    event_sequence: Mapped[int] = mapped_column(sa.BigInteger)
 
 
 class NotificationRow(Base):

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notification_service.domain import Channel, Contact, Kind, Preference, State
-from notification_service.models import ContactRow, NotificationRow, PreferenceRow
+from notification_service.models import ChooserRow, ContactRow, NotificationRow, PreferenceRow
 
 WAITS_FOR_CONTACT = "contact_unknown"
 
@@ -64,10 +64,27 @@ async def preferences(session: AsyncSession, user_ids: Collection[UUID]) -> dict
     return {(row.user_id, Kind(row.kind)): Preference(row.email, row.sms) for row in rows}
 
 
-async def replace_preferences(session: AsyncSession, user_id: UUID, chosen: Mapping[Kind, Preference]) -> None:
-    """Forget what a person has said, for this."""
+async def lock_chooser(session: AsyncSession, user_id: UUID) -> None:
+    """Nobody else replaces this person's preferences until the session's transaction ends."""
     lock = sa.func.hashtextextended(sa.cast(str(user_id), sa.Text), 0)
-    await session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))  # two of them one after the other
+    await session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+
+async def next_event_sequence(session: AsyncSession, user_id: UUID) -> int:
+    """The number of what is told next of this person's choices, from 1; the person is locked."""
+    statement = (
+        insert(ChooserRow)
+        .values(user_id=user_id, event_sequence=1)
+        .on_conflict_do_update(
+            index_elements=[ChooserRow.user_id], set_={"event_sequence": ChooserRow.event_sequence + 1}
+        )
+        .returning(ChooserRow.event_sequence)
+    )
+    return (await session.scalars(statement)).one()
+
+
+async def replace_preferences(session: AsyncSession, user_id: UUID, chosen: Mapping[Kind, Preference]) -> None:
+    """Forget what a person has said, for this; the person is locked."""
     await session.execute(sa.delete(PreferenceRow).where(PreferenceRow.user_id == user_id))
     if chosen:
         rows = [{"user_id": user_id, "kind": kind, **preference._asdict()} for kind, preference in chosen.items()]

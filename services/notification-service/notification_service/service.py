@@ -1,7 +1,7 @@
 """Use cases of notification-service: deciding who is told what, and what people see and choose of it."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -20,10 +20,11 @@ from notification_service.domain import (
     notices,
 )
 from notification_service.models import NotificationRow
+from shared import outbox
 from shared.auth import Principal
 from shared.database import Database
 from shared.errors import NotFoundError
-from shared.events import Envelope, data_of
+from shared.events import ChosenChannels, Envelope, NotificationPreferencesChanged, OutgoingEvent, data_of
 from shared.ids import new_id
 from shared.inbox import new_ones
 
@@ -36,10 +37,12 @@ class Notifications:
     """Tells people about events, once for each event and channel.
 
     `channels` are those that something can be sent by; `arrivals` are set when there may be something to send.
+    `told` is called when there may be an event of the service's own to carry out.
     """
 
-    def __init__(self, database: Database, channels: Collection[Channel]) -> None:
+    def __init__(self, database: Database, channels: Collection[Channel], told: Callable[[], None]) -> None:
         self._database = database
+        self._told = told
         self.arrivals: Final = {channel: asyncio.Event() for channel in channels}
 
     async def handle(self, events: Sequence[Envelope]) -> None:
@@ -98,9 +101,23 @@ class Notifications:
 
     async def choose(self, caller: Principal, chosen: Mapping[Kind, Preference]) -> dict[Kind, Preference]:
         """Replace what the caller has said; kinds that are not named get their default. What counts afterwards."""
+        user_id, after = caller.user_id, {kind: chosen.get(kind, default_preference(kind)) for kind in Kind}
         async with self._database.transaction() as session:
-            await queries.replace_preferences(session, caller.user_id, chosen)
-        return {kind: chosen.get(kind, default_preference(kind)) for kind in Kind}
+            await queries.lock_chooser(session, user_id)
+            said = await queries.preferences(session, [user_id])
+            before = {kind: said.get((user_id, kind), default_preference(kind)) for kind in Kind}
+            await queries.replace_preferences(session, user_id, chosen)
+            if changed := [kind for kind in Kind if before[kind] != after[kind]]:
+                data = NotificationPreferencesChanged(
+                    user_id=user_id,
+                    preferences=[_channels(kind, after[kind]) for kind in changed],
+                    before=[_channels(kind, before[kind]) for kind in changed],
+                )
+                sequence = await queries.next_event_sequence(session, user_id)
+                event = OutgoingEvent.of(data, subject=user_id, sequence=sequence, actor=str(user_id))
+                await outbox.append(session, models.outbox, [event])
+        self._told()
+        return after
 
     async def forget_old(self, days: int) -> int:
         """Delete some of what was ended and is older than so many days; how many."""
@@ -128,6 +145,10 @@ class Notifications:
             }
             rows.append(row)
         return rows
+
+
+def _channels(kind: Kind, preference: Preference) -> ChosenChannels:
+    return ChosenChannels(kind=kind, email=preference.email, sms=preference.sms)
 
 
 def _data(event: Envelope) -> dict[str, Any]:

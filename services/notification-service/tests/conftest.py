@@ -24,7 +24,7 @@ async def post_office(sandbox: Sandbox) -> AsyncIterator[Post]:
     settings = sandbox.settings(NotificationSettings)
     await prepare_schema(settings, FOLDER)
     database = Database(settings)
-    yield Post(sandbox, Notifications(database, list(Channel)))
+    yield Post(sandbox, Notifications(database, list(Channel), told=lambda: None))
     await database.close()
 
 

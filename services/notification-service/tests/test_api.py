@@ -13,7 +13,7 @@ from notification_service.testing import HOST, Post, completed_event, contact_ev
 from shared.ids import new_id
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
-from shared.testing.tokens import Person
+from shared.testing.tokens import Person, by_gateway
 from shared.testing.waiting import eventually
 
 NOWHERE = 1  # a port that nobody listens on
@@ -145,6 +145,35 @@ async def test_what_is_chosen_counts_for_the_next_event_and_for_oneself(
 
 
 ON = {"kind": "deposit", "email": True, "sms": True}
+
+
+async def test_a_choice_is_told_with_what_counted_before_and_where_it_came_from(
+    client: httpx.AsyncClient, sandbox: Sandbox
+) -> None:
+    alice, admin = Person(), Person("admin")
+    chosen = [{"kind": "deposit", "email": True, "sms": True}, {"kind": "refund", "email": True, "sms": False}]
+
+    async def choose(*preferences: dict[str, Any]) -> None:
+        headers = alice.headers | by_gateway("203.0.113.7", "notification-service")
+        response = await client.put("/notifications/preferences", json={"preferences": preferences}, headers=headers)
+        assert response.status_code == 200
+
+    await choose(*chosen)  # of which one is the default
+    await choose(*chosen)
+    await choose()
+
+    async def told() -> list[dict[str, Any]]:
+        response = await client.get(f"/notifications/audit?subject={alice.id}", headers=admin.headers)
+        found: list[dict[str, Any]] = response.json()["data"]
+        return found[::-1] if len(found) == 2 else []
+
+    first, second = await eventually(told)
+    on, off = chosen[0], {"kind": "deposit", "email": True, "sms": False}
+    assert first["data"] == {"user_id": str(alice.id), "preferences": [on], "before": [off]}
+    assert second["data"] == {"user_id": str(alice.id), "preferences": [off], "before": [on]}
+    for number, event in enumerate((first, second), 1):
+        assert (event["type"], event["sequence"]) == ("notifications.preferences_changed.v1", number)
+        assert (event["subject"], event["actor"], event["ip"]) == (str(alice.id), str(alice.id), "203.0.113.7")
 
 
 @pytest.mark.parametrize(

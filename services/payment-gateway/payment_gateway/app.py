@@ -49,6 +49,7 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
         ):
             yield
 
+    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app = create_api(
         title="Payment gateway",
         description="Charges, refunds and payouts at external providers (simulated Stripe and PayPal).",
@@ -56,9 +57,9 @@ def create_app(settings: PaymentSettings | None = None) -> FastAPI:
         registry=registry,
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
+        tokens=service_tokens,
     )
     app.include_router(audit_router("payments", relay.audit, authenticator))
     app.include_router(payments_router(payments, authenticator))
-    service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     app.include_router(internal_router(payments, service_tokens))
     return app

@@ -84,13 +84,6 @@ class Gateway:
 
     async def events(self, order: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Sequence, type, amount, and reference or code of all events of the order, after the outbox has drained."""
-
-        async def drained() -> bool:
-            return await self.sql("select 1 from payments.outbox limit 1") == []
-
-        await eventually(drained)
-        with self._sandbox.mongo() as mongo:
-            documents = list(mongo[self._sandbox.environment["MONGO_DB"]]["payments_audit"].find())
         found = [
             (
                 document["sequence"],
@@ -98,11 +91,27 @@ class Gateway:
                 document["data"]["amount_minor"],
                 document["data"].get("provider_reference") or document["data"]["decline_code"],
             )
+            for document in await self._audited(order)
+        ]
+        return sorted(found)
+
+    async def addresses(self, order: dict[str, Any]) -> list[str | None]:
+        """Where the requests behind the order's events came from, as the audit says."""
+        return [document.get("ip") for document in await self._audited(order)]
+
+    async def _audited(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        async def drained() -> bool:
+            return await self.sql("select 1 from payments.outbox limit 1") == []
+
+        await eventually(drained)
+        with self._sandbox.mongo() as mongo:
+            documents = list(mongo[self._sandbox.environment["MONGO_DB"]]["payments_audit"].find())
+        return [
+            document
             for document in documents
             if (document["data"]["transaction_id"], document["data"]["kind"])
             == (order["transaction_id"], order["kind"])
         ]
-        return sorted(found)
 
     async def shown(self, owner: Person, payment_id: str | UUID) -> dict[str, Any]:
         """GET /payments/{id}, as its owner."""

@@ -39,6 +39,18 @@ async def test_an_order_succeeds_with_the_providers_reference(gateway: Gateway, 
     assert await gateway.events(wanted) == [(1, "payments.succeeded.v1", 10_000, payment["provider_reference"])]
 
 
+async def test_what_is_done_for_somebody_is_on_record_with_their_address(gateway: Gateway) -> None:
+    asked, unasked = order(Person()), order(Person())
+    headers = service_headers("transaction-service", "payment-gateway")
+
+    await gateway.client.post(
+        "/internal/orders", json={"orders": [asked]}, headers=headers | {"X-Forwarded-For": "203.0.113.7"}
+    )
+    await gateway.execute(unasked)
+
+    assert [await gateway.addresses(each) for each in (asked, unasked)] == [["203.0.113.7"], [None]]
+
+
 @pytest.mark.parametrize("kind", ["charge", "payout"])
 @pytest.mark.parametrize(
     ("method", "provider"), [("paypal", "paypal"), ("debit_card", "stripe"), ("bank_account", "stripe")]

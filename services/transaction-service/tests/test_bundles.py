@@ -7,7 +7,7 @@ import pytest
 
 from shared.http.bundle import MEDIA_TYPE, Parcel, Replies, Reply, read_replies, write_parcels
 from shared.ids import new_id
-from shared.testing.tokens import Person, service_headers
+from shared.testing.tokens import Person, by_gateway, service_headers
 from transaction_service.testing import Bank, parcel
 
 
@@ -60,6 +60,40 @@ async def test_each_has_its_own_outcome_and_trace(bank: Bank) -> None:
     assert json.loads(short.body)["request_id"] == "request-b"
     assert json.loads(short.body)["instance"] == "/transactions/create"
     assert await bank.balances(source, target, empty) == [7_500, 2_500, 0]
+
+
+async def test_each_is_on_record_with_the_address_it_came_from_alone_or_with_others(bank: Bank) -> None:
+    alice, bob = Person(), Person()
+    source, target = await bank.wallet(alice, "100.00"), await bank.wallet(bob)
+    forged = {"X-Forwarded-For": "203.0.113.99", "X-Gateway-Token": "Bearer x.y.z"}
+    public = {
+        "203.0.113.9": by_gateway("203.0.113.9", "transaction-service"),
+        "127.0.0.1": forged,
+    }
+    wish = {"amount": "1.00", "currency": "USD", "from_wallet_id": source, "to_wallet_id": target}
+
+    replies = await send(
+        bank,
+        parcel(alice, source, target, "1.00", ip="203.0.113.7"),
+        parcel(alice, source, target, "1.00", ip="2001:db8::7"),
+        parcel(alice, source, target, "1.00"),
+        parcel(alice, source, target, "5000.00", ip="203.0.113.8"),
+    )
+    alone = [
+        await bank.client.post(
+            "/transactions/create", json=wish | {"transaction_type": "transfer"}, headers=alice.headers | headers
+        )
+        for headers in public.values()
+    ]
+
+    bodies = [json.loads(reply.body) for reply in replies if reply] + [response.json() for response in alone]
+    ids = [body.get("transaction_id") or body["id"] for body in bodies]
+    expected = ["203.0.113.7", "2001:db8::7", None, "203.0.113.8", *public]
+    documents = {document["subject"]: document for document in await bank.documents(*ids)}
+    assert [documents[id_].get("ip") for id_ in ids] == expected
+    assert [documents[id_]["type"].split(".")[1] for id_ in ids] == [*["completed"] * 3, "failed", *["completed"] * 2]
+    posted = {each["subject"]: each.get("ip") for each in await bank.documents(*ids, schema="wallets")}
+    assert [posted[id_] for id_ in ids if id_ in posted] == [*expected[:3], *public]
 
 
 async def test_what_is_not_plain_is_handed_back_and_nothing_is_done(bank: Bank) -> None:

@@ -75,6 +75,7 @@ def create_app(settings: TransactionSettings | None = None) -> FastAPI:
         registry=registry,
         health=health_router({"postgres": database.check} | relay.checks, essential=frozenset({"postgres"})),
         lifespan=lifespan,
+        tokens=service_tokens,
         inner=bundles_route(transactions, authenticator, service_tokens),
     )
     app.include_router(audit_router("transactions", relay.audit, authenticator))

@@ -101,7 +101,7 @@ def _command(parcel: Parcel, caller: Principal | None) -> Command | None:
         to_wallet_id=wish.to_wallet_id,
         description=wish.description,
         key=key,
-        trace=Trace(parcel.request_id, parcel.traceparent),
+        trace=Trace(parcel.request_id, parcel.traceparent, parcel.ip),
     )
 
 

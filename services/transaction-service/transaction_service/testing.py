@@ -490,21 +490,25 @@ class Bank:
 
     async def audited(self, *transaction_ids: str) -> dict[str, list[str]]:
         """What the audit says of each transaction, in the order of the sequence, once the outbox is empty."""
+        told: dict[str, list[str]] = {id_: [] for id_ in transaction_ids}
+        for document in await self.documents(*transaction_ids):
+            told[document["subject"]].append(document["type"].split(".")[1])
+        return told
+
+    async def documents(self, *transaction_ids: str, schema: str = "transactions") -> list[dict[str, Any]]:
+        """What is in an audit of the transactions, in the order of the sequence, once its outbox is empty."""
 
         async def drained() -> bool:
-            return not await self.sql("select 1 from transactions.outbox limit 1")
+            return not await self.sql(f"select 1 from {schema}.outbox limit 1")  # noqa: S608 - a literal
 
         await eventually(drained, 30.0)
-        return await asyncio.to_thread(self._audit, transaction_ids)
+        found = await asyncio.to_thread(self._audit, schema, transaction_ids)
+        return sorted(found, key=lambda document: int(document["sequence"]))
 
-    def _audit(self, transaction_ids: Collection[str]) -> dict[str, list[str]]:
+    def _audit(self, schema: str, transaction_ids: Collection[str]) -> list[dict[str, Any]]:
         with self._sandbox.mongo() as mongo:
-            collection = mongo[self._sandbox.environment["MONGO_DB"]]["transactions_audit"]
-            found = list(collection.find({"subject": {"$in": list(transaction_ids)}}))
-        told: dict[str, list[str]] = {id_: [] for id_ in transaction_ids}
-        for event in sorted(found, key=lambda event: int(event["sequence"])):
-            told[event["subject"]].append(event["type"].split(".")[1])
-        return told
+            collection = mongo[self._sandbox.environment["MONGO_DB"]][f"{schema}_audit"]
+            return list(collection.find({"subject": {"$in": list(transaction_ids)}}))
 
     async def assert_consistent(self, *, in_flight: bool = False) -> None:
         """What must always hold of the ledger, the transactions and the payments together.
@@ -529,6 +533,7 @@ def parcel(
     request_id: str = "request-1",
     content_type: str = "application/json",
     authorization: str | None = None,
+    ip: str | None = None,
     **more: object,
 ) -> Parcel:
     """A transfer as the gateway hands it on, together with others."""
@@ -546,4 +551,5 @@ def parcel(
         key,
         request_id,
         _TRACEPARENT,
+        ip,
     )

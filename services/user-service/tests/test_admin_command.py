@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from shared.testing.sandbox import Sandbox
-from user_service.testing import PASSWORD, event_of, somebody
+from user_service.testing import PASSWORD, UNCHANGED, event_of, somebody
 
 pytestmark = pytest.mark.usefixtures("nobody")
 
@@ -102,6 +102,10 @@ async def test_an_address_that_is_registered_is_refused_unless_its_owner_is_mean
         ("users.sessions_ended.v1", 4, "create-admin"),
     ]
     assert told[0]["data"]["role"] == "admin"
+    assert told[0]["data"]["before"] == UNCHANGED | {"role": "user"}
+    assert (
+        await rows("select 1 from outbox where payload::jsonb ->> 'actor' = 'create-admin' and ip is not null") == []
+    )
     before = await rows("select count(*) as events from outbox")
     assert (await create_admin(sandbox, EMAIL=ROOT, PROMOTE="1"))[0] == 0
     assert await rows("select count(*) as events from outbox") == before

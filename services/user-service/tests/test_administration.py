@@ -10,7 +10,7 @@ import pytest
 
 from shared.ids import new_id
 from shared.testing.tokens import service_headers
-from user_service.testing import Session, Somebody, event_of, somebody
+from user_service.testing import UNCHANGED, Session, Somebody, event_of, somebody
 
 pytestmark = pytest.mark.usefixtures("nobody")
 
@@ -95,6 +95,13 @@ async def test_a_disabled_user_is_out_at_once_and_in_again_when_enabled(
     assert (disabled["data"]["email"], disabled["data"]["status"]) == ("alice@example.com", "disabled")
     assert (ended["type"], len(ended["data"]["session_ids"])) == ("users.sessions_ended.v1", 2)
     assert (enabled["type"], enabled["data"]["status"]) == ("users.enabled.v1", "active")
+    assert disabled["data"]["before"] == UNCHANGED | {"status": "active"}
+    assert enabled["data"]["before"] == UNCHANGED | {"status": "disabled"}
+    rows_of_alice = await rows("select payload::jsonb ->> 'type' as type, ip from outbox where key = $1", alice.id)
+    assert {(row["type"], row["ip"]) for row in rows_of_alice} >= {
+        ("users.disabled.v1", "203.0.113.7"),
+        ("users.enabled.v1", "203.0.113.7"),
+    }
 
 
 async def test_disabling_twice_is_told_once(client: httpx.AsyncClient, rows: Rows, admin: Session) -> None:

@@ -19,7 +19,7 @@ from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process, serving
 from user_service.app import create_app
 from user_service.settings import UserSettings
-from user_service.testing import PASSWORD, event_of, somebody
+from user_service.testing import PASSWORD, UNCHANGED, event_of, somebody
 
 pytestmark = pytest.mark.usefixtures("nobody")
 
@@ -95,6 +95,7 @@ async def test_name_and_phone_can_be_changed_one_by_one(client: httpx.AsyncClien
     assert (response.json()["first_name"], response.json()["last_name"]) == ("Alicia", "Roe")
     first, second = await told(rows)
     assert (first["type"], first["sequence"], first["actor"]) == ("users.updated.v1", 3, alice.id)
+    assert first["data"]["before"] == UNCHANGED | {"phone": "+1234567890"}
     assert second == {
         "type": "users.updated.v1",
         "sequence": 4,
@@ -107,6 +108,7 @@ async def test_name_and_phone_can_be_changed_one_by_one(client: httpx.AsyncClien
             "last_name": "Roe",
             "role": "user",
             "status": "active",
+            "before": UNCHANGED | {"first_name": "Alice", "last_name": "Doe"},
         },
     }
 
@@ -318,6 +320,7 @@ async def test_an_account_is_closed_with_its_wallets_for_good(
     closed, ended_event = await told(rows)
     assert (closed["type"], closed["sequence"], closed["data"]["status"]) == ("users.closed.v1", 4, "closed")
     assert closed["data"]["email"] == alice.email
+    assert closed["data"]["before"] == UNCHANGED | {"status": "active"}
     assert (ended_event["sequence"], ended_event["data"]["reason"]) == (5, "closed")
 
 

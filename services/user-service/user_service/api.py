@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from shared.auth import ServiceTokens
 from shared.http.app import service_of, strict_router, user_of
+from shared.http.context import current_context
 from shared.http.problems import problems
 from shared.http.wire import SINGLE_LINE, PageLimit, UtcTime
 from user_service.domain import Origin, Registration, Session, User
@@ -192,46 +193,39 @@ class UserList(BaseModel):
 
 
 def users_router(
-    accounts: Accounts,
-    sessions: Sessions,
-    administration: Administration,
-    *,
-    expires_in: int,
-    client_address: Any,
+    accounts: Accounts, sessions: Sessions, administration: Administration, *, expires_in: int
 ) -> APIRouter:
     """The public operations under `/users`."""
     router = strict_router("users")
-    _add_sign_in(router, accounts, sessions, expires_in, client_address)
+    _add_sign_in(router, accounts, sessions, expires_in)
     _add_sessions(router, sessions)
-    _add_profile(router, accounts, sessions, client_address)
+    _add_profile(router, accounts, sessions)
     _add_administration(router, administration, sessions)
     return router
 
 
-def _add_sign_in(
-    router: APIRouter, accounts: Accounts, sessions: Sessions, expires_in: int, client_address: Any
-) -> None:
+def _add_sign_in(router: APIRouter, accounts: Accounts, sessions: Sessions, expires_in: int) -> None:
     @router.post("/users/register", status_code=201, responses=problems(400, 409, 413, 415))
     async def register(body: RegisterIn) -> UserOut:
         """Register with an e-mail address that nobody has used."""
         return _out(await accounts.register(Registration(**body.model_dump())))
 
     @router.post("/users/login", responses=problems(400, 401, 413, 415, 429))
-    async def log_in(body: LoginIn, request: Request, address: Annotated[str, client_address]) -> LoginOut:
+    async def log_in(body: LoginIn, request: Request) -> LoginOut:
         """Exchange e-mail and password for an access token and a refresh token."""
-        user, tokens = await sessions.log_in(body.email, body.password, _origin(request, address))
+        user, tokens = await sessions.log_in(body.email, body.password, _origin(request))
         return LoginOut(
             access_token=tokens.access, refresh_token=tokens.refresh, expires_in=expires_in, user=_out(user)
         )
 
     @router.post("/users/refresh", responses=problems(400, 401, 413, 415))
-    async def refresh(body: RefreshIn, request: Request, address: Annotated[str, client_address]) -> TokensOut:
+    async def refresh(body: RefreshIn, request: Request) -> TokensOut:
         """Exchange a refresh token for the next tokens.
 
         The token before the current one brings the same successor for 10 s, for clients that did not get the answer.
         After that somebody else may have it: the session ends.
         """
-        tokens = await sessions.refresh(body.refresh_token, _origin(request, address))
+        tokens = await sessions.refresh(body.refresh_token, _origin(request))
         return TokensOut(access_token=tokens.access, refresh_token=tokens.refresh, expires_in=expires_in)
 
 
@@ -254,7 +248,7 @@ def _add_sessions(router: APIRouter, sessions: Sessions) -> None:
         await sessions.revoke(caller, session_id)
 
 
-def _add_profile(router: APIRouter, accounts: Accounts, sessions: Sessions, client_address: Any) -> None:
+def _add_profile(router: APIRouter, accounts: Accounts, sessions: Sessions) -> None:
     current_user: Any = user_of(sessions)
 
     @router.get("/users/me", responses=problems(401))
@@ -268,25 +262,14 @@ def _add_profile(router: APIRouter, accounts: Accounts, sessions: Sessions, clie
         return _out(await accounts.update(caller, body.model_dump(exclude_unset=True)))
 
     @router.post("/users/me/password", status_code=204, responses=problems(400, 401, 403, 413, 415, 429))
-    async def change_password(
-        body: PasswordIn,
-        request: Request,
-        caller: Annotated[Caller, current_user],
-        address: Annotated[str, client_address],
-    ) -> None:
+    async def change_password(body: PasswordIn, request: Request, caller: Annotated[Caller, current_user]) -> None:
         """Set a new password; all sessions but the caller's end."""
-        origin = _origin(request, address)
-        await accounts.change_password(caller, body.current_password, body.new_password, origin)
+        await accounts.change_password(caller, body.current_password, body.new_password, _origin(request))
 
     @router.delete("/users/me", status_code=204, responses=problems(400, 401, 403, 409, 413, 415, 429))
-    async def close_me(
-        body: CloseIn,
-        request: Request,
-        caller: Annotated[Caller, current_user],
-        address: Annotated[str, client_address],
-    ) -> None:
+    async def close_me(body: CloseIn, request: Request, caller: Annotated[Caller, current_user]) -> None:
         """Close the caller's wallets, which have to be empty, and the account, for good."""
-        await accounts.close(caller, body.password, _origin(request, address))
+        await accounts.close(caller, body.password, _origin(request))
 
 
 def _add_administration(router: APIRouter, administration: Administration, sessions: Sessions) -> None:
@@ -351,5 +334,5 @@ def _session_out(session: Session, caller: Caller) -> SessionOut:
     )
 
 
-def _origin(request: Request, address: str) -> Origin:
-    return Origin.of(address, request.headers.get("user-agent", ""))
+def _origin(request: Request) -> Origin:
+    return Origin.of(current_context().trace.ip or "", request.headers.get("user-agent", ""))

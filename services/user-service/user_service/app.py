@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from shared.auth import ServiceTokens
 from shared.background import running
 from shared.database import Database
-from shared.http.address import client_address_of
 from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
 from shared.http.history import audit_router
@@ -85,6 +84,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
             {"postgres": database.check, "redis": announcer.check} | relay.checks, essential=frozenset({"postgres"})
         ),
         lifespan=lifespan,
+        tokens=service_tokens,
     )
     app.include_router(audit_router("users", relay.audit, sessions))
     app.include_router(
@@ -93,7 +93,6 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
             sessions,
             Administration(database, wakes),
             expires_in=access_tokens.expire_seconds,
-            client_address=client_address_of(service_tokens),
         )
     )
     app.include_router(internal_router(sessions, service_tokens))

@@ -1,24 +1,28 @@
 """What is told of people: stored with the change itself, counted without gaps."""
 
+from collections.abc import Mapping
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
-from shared.events import EventData, OutgoingEvent, UserContact
+from shared.events import EventData, OutgoingEvent, UserChange, UserContact
 from user_service import models
 from user_service.models import UserRow
 
 
 def contact(kind: type[UserContact], row: UserRow) -> UserContact:
     """An event of this kind, with all that is needed to reach the person."""
-    return kind(
-        user_id=row.id,
-        email=row.email,
-        phone=row.phone,
-        first_name=row.first_name,
-        last_name=row.last_name,
-        role=row.role,
-        status=row.status,
-    )
+    return kind.model_validate(_contact(row))
+
+
+def changed(kind: type[UserChange], row: UserRow, before: Mapping[str, str]) -> UserChange:
+    """As `contact`; `before` has the fields that have changed, as they were."""
+    return kind.model_validate(_contact(row) | {"before": before})
+
+
+def _contact(row: UserRow) -> dict[str, object]:
+    fields = {name: getattr(row, name) for name in UserContact.model_fields if name != "user_id"}
+    return fields | {"user_id": row.id}
 
 
 async def tell(session: AsyncSession, row: UserRow, actor: str, *told: EventData) -> None:

@@ -7,18 +7,17 @@ from uuid import UUID
 
 import httpx
 
-from shared.auth import ServiceTokens
-from shared.http.address import FORWARDED_FOR_HEADER, GATEWAY, GATEWAY_TOKEN_HEADER
-from shared.settings import DEVELOPMENT_SERVICE_SECRET
+from shared.events import UserBefore
+from shared.testing import tokens
 
 PASSWORD: Final = "SecurePass123"  # noqa: S105 - of people who do not exist
 HOME: Final = "203.0.113.7"
+UNCHANGED: Final = dict.fromkeys(UserBefore.model_fields)
 
 
 def by_gateway(address: str) -> dict[str, str]:
     """Headers of a request that the gateway forwards for somebody at this address."""
-    proof = ServiceTokens(DEVELOPMENT_SERVICE_SECRET, GATEWAY).issue("user-service")
-    return {FORWARDED_FOR_HEADER: address, GATEWAY_TOKEN_HEADER: f"Bearer {proof}"}
+    return tokens.by_gateway(address, "user-service")
 
 
 @dataclass(frozen=True)

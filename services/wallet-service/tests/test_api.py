@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from shared.ids import new_id
-from shared.testing.tokens import Person
+from shared.testing.tokens import Person, by_gateway, service_headers
 from wallet_service.testing import LedgerClient, OpenWallet, Outbox, Rows, posting
 
 OUTSIDE = "external:stripe:USD"
@@ -184,6 +184,24 @@ async def told(outbox: Outbox, wallet_id: str) -> list[tuple[int, str]]:
     return [(event.sequence, event.type) for event in await outbox.of(wallet_id)]
 
 
+async def test_a_change_is_on_record_with_the_address_that_the_gateway_names(
+    client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
+) -> None:
+    alice, admin = Person(), Person("admin")
+    wallet_id = await open_wallet(alice)
+    forged = {
+        "X-Forwarded-For": "203.0.113.99",
+        "X-Gateway-Token": service_headers("user-service", "wallet-service")["Authorization"],
+    }
+
+    await client.post(
+        f"/wallets/{wallet_id}/freeze", headers=admin.headers | by_gateway("203.0.113.7", "wallet-service")
+    )
+    await client.post(f"/wallets/{wallet_id}/unfreeze", headers=admin.headers | forged)
+
+    assert [event.ip for event in await outbox.of(wallet_id)] == ["127.0.0.1", "203.0.113.7", "127.0.0.1"]
+
+
 async def test_an_admin_freezes_and_unfreezes_a_wallet(
     client: httpx.AsyncClient, open_wallet: OpenWallet, outbox: Outbox
 ) -> None:
@@ -204,9 +222,14 @@ async def test_an_admin_freezes_and_unfreezes_a_wallet(
         (2, "wallets.frozen.v1"),
         (3, "wallets.unfrozen.v1"),
     ]
-    for event in events[1:]:
+    for event, status_before in zip(events[1:], ("active", "frozen"), strict=True):
         assert event.actor == str(admin.id)
-        assert event.data == {"wallet_id": wallet_id, "user_id": str(alice.id), "currency": "USD"}
+        assert event.data == {
+            "wallet_id": wallet_id,
+            "user_id": str(alice.id),
+            "currency": "USD",
+            "before": {"status": status_before},
+        }
 
 
 async def test_a_frozen_wallet_receives_and_does_not_pay(
@@ -343,7 +366,9 @@ async def test_an_empty_wallet_is_closed_takes_no_money_and_opens_again(
         (2, "wallets.closed.v1"),
         (3, "wallets.reopened.v1"),
     ]
-    assert [event.actor for event in await outbox.of(wallet_id)][1:] == [str(caller.id)] * 2
+    events = (await outbox.of(wallet_id))[1:]
+    assert [event.actor for event in events] == [str(caller.id)] * 2
+    assert [event.data["before"] for event in events] == [{"status": "active"}, {"status": "closed"}]
 
 
 async def test_of_many_who_reopen_a_wallet_at_once_one_does(

@@ -124,7 +124,12 @@ async def test_a_dispute_tells_of_the_money_and_in_the_wallets_own_order_of_the_
         (3, "wallets.unfrozen.v1"),
         (4, "wallets.frozen.v1"),
     ]
-    assert wallet_events[1].data == {"wallet_id": wallet_id, "user_id": str(alice.id), "currency": "USD"}
+    assert wallet_events[1].data == {
+        "wallet_id": wallet_id,
+        "user_id": str(alice.id),
+        "currency": "USD",
+        "before": {"status": "active"},
+    }
     assert brief(await outbox.of(other)) == [(1, "wallets.created.v1"), (2, "wallets.frozen.v1")]
     [taken], [rest], [owed] = [await outbox.of(item["id"]) for item in (first, second, third)]
     assert [event.data["entries"] for event in (taken, rest, owed)] == [
@@ -148,7 +153,7 @@ async def test_a_return_into_suspense_tells_of_no_wallet(
     assert (event.type, event.sequence, event.data["entries"]) == ("wallets.posted.v1", 1, [])
 
 
-async def test_each_event_carries_the_trace_of_its_own_posting(
+async def test_each_event_carries_the_trace_and_the_address_of_its_own_posting(
     ledger: LedgerClient, open_wallet: OpenWallet, outbox: Outbox
 ) -> None:
     alice = Person()
@@ -156,6 +161,7 @@ async def test_each_event_carries_the_trace_of_its_own_posting(
     traces = [(f"{TRACE[0]}-{number}", TRACE[1].replace("b7-", f"{number}0-")) for number in range(4)]
     moved, held, captured, disputed = (posting(alice, wallet_id, OUTSIDE, 10, trace=trace) for trace in traces)
     captured |= {"id": held["id"]}
+    moved["trace"], disputed["trace"] = (*traces[0], "203.0.113.7"), (*traces[3], None)
     untraced = posting(alice, wallet_id, OUTSIDE, 10)
 
     await ledger.send(
@@ -168,6 +174,7 @@ async def test_each_event_carries_the_trace_of_its_own_posting(
 
     found = await outbox.of(moved["id"], held["id"], disputed["id"], wallet_id)
     assert [event.trace for event in found[1:]] == [*traces, traces[3]]
+    assert [event.ip for event in found[1:]] == ["203.0.113.7", None, None, None, None]
     [event] = await outbox.of(untraced["id"])
     assert event.trace not in traces
     assert all(event.trace)

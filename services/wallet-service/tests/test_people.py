@@ -232,7 +232,8 @@ async def test_a_person_who_is_closed_leaves_no_empty_wallet_open(
     assert set(found) == {(empty, "closed"), (full, "active"), (frozen, "frozen")}
     [_, closed] = await outbox.of(empty)
     assert (closed.type, closed.sequence, closed.actor) == ("wallets.closed.v1", 2, str(alice.id))
-    assert closed.trace[0] == "request-0123456789"
+    assert (closed.trace[0], closed.ip) == ("request-0123456789", None)  # an event says nothing of an address
+    assert closed.data["before"] == {"status": "active"}
     assert [event.type for event in await outbox.of(full)] == ["wallets.created.v1"]
     seen = await client.get(f"/wallets/{empty}", headers=alice.headers)
     assert seen.json()["status"] == "closed"
@@ -242,7 +243,8 @@ async def test_a_person_who_is_closed_leaves_no_empty_wallet_open(
 
 
 async def close_all(client: httpx.AsyncClient, person: Person, caller: str = "user-service") -> httpx.Response:
-    return await client.post(f"/internal/people/{person.id}/close", headers=service_headers(caller, "wallet-service"))
+    headers = service_headers(caller, "wallet-service") | {"X-Forwarded-For": "203.0.113.7"}
+    return await client.post(f"/internal/people/{person.id}/close", headers=headers)
 
 
 async def test_all_wallets_of_a_person_are_closed_together_and_once(
@@ -260,7 +262,7 @@ async def test_all_wallets_of_a_person_are_closed_together_and_once(
     for wallet_id in wallets:
         events = await outbox.of(wallet_id)
         assert [event.type for event in events] == ["wallets.created.v1", "wallets.closed.v1"]
-        assert events[1].actor == "user-service"
+        assert (events[1].actor, events[1].ip) == ("user-service", "203.0.113.7")
         assert (await client.get(f"/wallets/{wallet_id}", headers=alice.headers)).json()["status"] == "closed"
     assert (await client.get(f"/wallets/{bobs}", headers=bob.headers)).json()["status"] == "active"
 

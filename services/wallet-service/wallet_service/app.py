@@ -63,6 +63,7 @@ def create_app(settings: WalletSettings | None = None) -> FastAPI:
             {"postgres": database.check, "redis": states.check} | relay.checks, essential=frozenset({"postgres"})
         ),
         lifespan=lifespan,
+        tokens=service_tokens,
         inner=postings_route(ledger, service_tokens),
     )
     app.include_router(audit_router("wallets", relay.audit, authenticator))

@@ -250,7 +250,7 @@ class Outcome(NamedTuple):
 
 class Change(NamedTuple):
     """What a posting does: the accounts as it leaves them, its entries, the hold as it leaves it, the wallet that it
-    freezes."""
+    freezes as it was before."""
 
     accounts: tuple[Account, ...] = ()
     entries: tuple[Entry, ...] = ()
@@ -389,8 +389,7 @@ def dispute(posting: Posting, source: Account | None, target: Account | None, re
     if source.status == "frozen":
         return change
     wallet, rest = (change.accounts[0], change.accounts[1:]) if taken.minor else (source, change.accounts)
-    wallet = replace(wallet, status="frozen")
-    return change._replace(accounts=(wallet, *rest), frozen=wallet)
+    return change._replace(accounts=(replace(wallet, status="frozen"), *rest), frozen=source)
 
 
 def _check_owner(posting: Posting, account: Account) -> None:

@@ -30,7 +30,12 @@ def events_of(book: Book, sequences: Mapping[UUID, int]) -> list[OutgoingEvent]:
             events.append(_event(posting, kind, held, posting.id, _sequence(posting)))
         if change.frozen is not None:
             wallet = change.frozen
-            frozen = {"wallet_id": wallet.id, "user_id": wallet.user_id, "currency": wallet.balance.currency}
+            frozen = {
+                "wallet_id": wallet.id,
+                "user_id": wallet.user_id,
+                "currency": wallet.balance.currency,
+                "before": {"status": wallet.status},
+            }
             events.append(_event(posting, WalletFrozen, frozen, wallet.id, sequences[wallet.id]))
     return events
 

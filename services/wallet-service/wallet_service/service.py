@@ -264,14 +264,15 @@ class Wallets:
             merchant = "merchant" in (own_role, person.role if person else "")
             row = await queries.insert_wallet(session, user_id, currency, merchant=merchant)
             kind: type[WalletCreated | WalletReopened] = WalletCreated
+            before = None
             if row is None:
                 row = await queries.wallet_in(session, user_id, currency)
                 if row.status != "closed":
                     raise WalletExistsError(row.id)
-                row.status, kind = "active", WalletReopened
+                before, row.status, kind = row.status, "active", WalletReopened
                 row.merchant = row.merchant or merchant
                 row.event_sequence += 1
-            await outbox.append(session, models.outbox, [_event(kind, row, str(caller.user_id))])
+            await outbox.append(session, models.outbox, [_event(kind, row, str(caller.user_id), before)])
         return row
 
     async def _set_status(
@@ -287,9 +288,9 @@ class Wallets:
                     raise WalletStatusError(row.status)
                 if status == "closed":
                     _require_closable(row)
-                row.status = status
+                before, row.status = row.status, status
                 row.event_sequence += 1
-                await outbox.append(session, models.outbox, [_event(kind, row, str(caller.user_id))])
+                await outbox.append(session, models.outbox, [_event(kind, row, str(caller.user_id), before)])
         await self._tell([row])
         return WalletState.of(row)
 
@@ -342,10 +343,12 @@ class People:
 async def _close(
     session: AsyncSession, rows: Sequence[models.AccountRow], actor: str, trace: Trace | None = None
 ) -> None:
+    events = []
     for row in rows:
-        row.status = "closed"
+        before, row.status = row.status, "closed"
         row.event_sequence += 1
-    await outbox.append(session, models.outbox, [_event(WalletClosed, row, actor, trace) for row in rows])
+        events.append(_event(WalletClosed, row, actor, before, trace))
+    await outbox.append(session, models.outbox, events)
 
 
 def _require_closable(row: models.AccountRow) -> None:
@@ -356,9 +359,16 @@ def _require_closable(row: models.AccountRow) -> None:
 
 
 def _event(
-    kind: type[WalletCreated | WalletStatusEvent], row: models.AccountRow, actor: str, trace: Trace | None = None
+    kind: type[WalletCreated | WalletStatusEvent],
+    row: models.AccountRow,
+    actor: str,
+    status_before: str | None = None,
+    trace: Trace | None = None,
 ) -> OutgoingEvent:
-    data = kind.model_validate({"wallet_id": row.id, "user_id": row.user_id, "currency": row.currency})
+    fields: dict[str, object] = {"wallet_id": row.id, "user_id": row.user_id, "currency": row.currency}
+    if status_before is not None:
+        fields["before"] = {"status": status_before}
+    data = kind.model_validate(fields)
     return OutgoingEvent.of(data, subject=row.id, sequence=row.event_sequence, actor=actor, trace=trace)
 
 

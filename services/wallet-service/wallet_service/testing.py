@@ -132,6 +132,7 @@ class Told:
     data: dict[str, Any]
     actor: str
     trace: tuple[str, str]
+    ip: str | None
 
 
 class Outbox:
@@ -143,9 +144,10 @@ class Outbox:
     async def watch(self) -> None:
         """Keep a copy of each row that is written from now on."""
         for statement in (
-            "create table seen (number bigint generated always as identity, payload jsonb not null)",
+            "create table seen (number bigint generated always as identity, payload jsonb not null, ip text)",
             "create function note() returns trigger language plpgsql security definer as "
-            "$$ begin insert into wallets.seen (payload) values (new.payload::jsonb); return null; end $$",
+            "$$ begin insert into wallets.seen (payload, ip) values (new.payload::jsonb, new.ip); "
+            "return null; end $$",
             "create trigger note after insert on outbox for each row execute function note()",
         ):
             await self._rows(statement)
@@ -153,9 +155,9 @@ class Outbox:
     async def of(self, *subjects: str) -> list[Told]:
         """The events of these subjects, in the order in which they were written."""
         found = await self._rows(
-            "select payload::text from seen where payload ->> 'subject' = any($1) order by number", list(subjects)
+            "select payload::text, ip from seen where payload ->> 'subject' = any($1) order by number", list(subjects)
         )
-        events = [json.loads(payload) for (payload,) in found]
+        events = [(json.loads(payload), ip) for payload, ip in found]
         return [
             Told(
                 event["type"],
@@ -164,8 +166,9 @@ class Outbox:
                 event["data"],
                 event["actor"],
                 (event["requestid"], event["traceparent"]),
+                ip,
             )
-            for event in events
+            for event, ip in events
         ]
 
     async def count(self) -> int:

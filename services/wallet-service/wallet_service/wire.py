@@ -28,7 +28,7 @@ class PostingIn(msgspec.Struct, forbid_unknown_fields=True):
     amount_minor: _Minor
     currency: str
     fee_minor: Annotated[int, msgspec.Meta(ge=0, le=MAX_MINOR)] = 0
-    trace: tuple[str, str] | None = None
+    trace: Trace | None = None
 
 
 class UnitsIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -137,7 +137,7 @@ def _posting(item: PostingIn) -> Posting:
         account_ref(item.target),
         Money(item.amount_minor, item.currency),
         Money(item.fee_minor, item.currency) if item.fee_minor else None,
-        Trace(*item.trace) if item.trace else None,
+        item.trace,
     )
 
 

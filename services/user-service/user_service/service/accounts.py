@@ -8,7 +8,7 @@ from shared.events import UserClosed, UserPasswordChanged, UserRegistered, UserU
 from user_service import queries
 from user_service.clients import WalletClient
 from user_service.domain import EmailTakenError, Origin, Registration, User, WrongPasswordError
-from user_service.events import contact, tell
+from user_service.events import changed, contact, tell
 from user_service.models import UserRow
 from user_service.passwords import refuse_guessable
 from user_service.service.credentials import Credentials
@@ -45,11 +45,11 @@ class Accounts:
         """Change fields of the caller's profile; what is the same already is no change."""
         async with self._database.transaction() as session:
             row = _active(await queries.lock_user(session, caller.user_id))
-            changed = {name: value for name, value in changes.items() if getattr(row, name) != value}
-            for name, value in changed.items():
-                setattr(row, name, value)
-            if changed:
-                await tell(session, row, str(caller.user_id), contact(UserUpdated, row))
+            before = {name: str(getattr(row, name)) for name in changes if getattr(row, name) != changes[name]}
+            for name in before:
+                setattr(row, name, changes[name])
+            if before:
+                await tell(session, row, str(caller.user_id), changed(UserUpdated, row, before))
         self._wakes.told()
         return user_of_row(row)
 
@@ -85,9 +85,9 @@ class Accounts:
             row = _active(await queries.lock_user(session, caller.user_id))
             if row.password_version != found.password_version:
                 raise WrongPasswordError
-            row.status = "closed"
+            before, row.status = {"status": row.status}, "closed"
             told = await end_all(session, row, "closed")
-            await tell(session, row, str(caller.user_id), contact(UserClosed, row), *told)
+            await tell(session, row, str(caller.user_id), changed(UserClosed, row, before), *told)
         self._wakes.ended()
         self._wakes.told()
 

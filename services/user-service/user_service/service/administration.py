@@ -4,10 +4,10 @@ from uuid import UUID
 
 from shared.database import Database
 from shared.errors import FieldInvalidError, ForbiddenError, NotFoundError
-from shared.events import UserContact, UserDisabled, UserEnabled, UserRegistered, UserUpdated
+from shared.events import UserChange, UserDisabled, UserEnabled, UserRegistered, UserUpdated
 from user_service import queries
 from user_service.domain import EmailTakenError, OwnAccountError, Registration, User, UserClosedError
-from user_service.events import contact, tell
+from user_service.events import changed, contact, tell
 from user_service.passwords import Passwords, refuse_guessable
 from user_service.queries import UserFilters
 from user_service.service.people import Caller, Wakes, end_all, user_of_row
@@ -56,7 +56,7 @@ class Administration:
         _require_admin(caller)
         return await self._set_status(caller, user_id, "active", UserEnabled)
 
-    async def _set_status(self, caller: Caller, user_id: UUID, status: str, kind: type[UserContact]) -> User:
+    async def _set_status(self, caller: Caller, user_id: UUID, status: str, kind: type[UserChange]) -> User:
         async with self._database.transaction() as session:
             row = await queries.lock_user(session, user_id)
             if row is None:
@@ -64,9 +64,9 @@ class Administration:
             if row.status == "closed":
                 raise UserClosedError
             if row.status != status:
-                row.status = status
+                before, row.status = {"status": row.status}, status
                 told = await end_all(session, row, "disabled") if status == "disabled" else []
-                await tell(session, row, str(caller.user_id), contact(kind, row), *told)
+                await tell(session, row, str(caller.user_id), changed(kind, row, before), *told)
         self._wakes.ended()
         self._wakes.told()
         return user_of_row(row)
@@ -92,9 +92,9 @@ async def promote(database: Database, email: str) -> User | None:
         if row is None or row.status != "active":
             return None
         if row.role != "admin":
-            row.role = "admin"
+            before, row.role = {"role": row.role}, "admin"
             told = await end_all(session, row, "role_changed")
-            await tell(session, row, COMMAND, contact(UserUpdated, row), *told)
+            await tell(session, row, COMMAND, changed(UserUpdated, row, before), *told)
     return user_of_row(row)
 
 

@@ -1,0 +1,19 @@
+"""Where a request came from, for the audit"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("set local search_path = transactions")
+    op.add_column("outbox", sa.Column("ip", sa.Text))
+
+
+def downgrade() -> None:
+    op.execute("set local search_path = transactions")
+    op.drop_column("outbox", "ip")
