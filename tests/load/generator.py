@@ -191,8 +191,10 @@ class _Connection(asyncio.Protocol):
 
     def _next(self, now: float) -> None:
         due = self._state.next_due(now)
-        if max(now, due) >= self._state.ends_at:
+        if now >= self._state.ends_at:
             self._transport.close()
+        elif due >= self._state.ends_at:  # closed before its time, it would be opened again
+            asyncio.get_running_loop().call_later(self._state.ends_at - now, self._transport.close)
         elif due > now:
             asyncio.get_running_loop().call_later(due - now, self._send, due)
         else:
