@@ -163,8 +163,8 @@ async def test_what_was_changed_is_read_at_once_in_every_process(
         response = await writer.patch("/users/me", json=changes, headers=session.headers)
         assert response.status_code == 200
         for process in (client, second):
-            assert (await read(process, session)).content == response.content
             assert (await read(process, admin, f"/users/{session.user_id}")).content == response.content
+            assert (await read(process, session)).content == response.content
 
 
 async def test_who_is_shut_out_is_seen_so_at_once_in_every_process(
