@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -130,7 +131,9 @@ async def test_a_closed_account_stays_closed(
     response = await admin.call("POST", f"/users/{alice.id}/{action}")
 
     assert (response.status_code, response.json()["code"]) == (409, "user_closed")
-    assert (await admin.call("GET", f"/users/{alice.id}")).json()["status"] == "closed"
+    assert [row["status"] for row in await rows("select status from users where id = $1", UUID(alice.id))] == [
+        "closed"
+    ]
     missing = await admin.call("POST", f"/users/{new_id()}/{action}")
     assert (missing.status_code, missing.json()["code"]) == (404, "user_not_found")
 

@@ -12,15 +12,18 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter, ValidationError
 
 from shared.database import Database, prepare_schema
 from shared.errors import FieldInvalidError
+from shared.metrics import CacheMetrics
 from shared.settings import SettingsError, load
 from user_service.api import Email, FirstName, LastName, NewPassword, Phone
 from user_service.app import FOLDER
 from user_service.domain import EmailTakenError, Registration
 from user_service.passwords import Passwords
+from user_service.profiles import Profiles
 from user_service.service.administration import make_admin, promote
 from user_service.settings import UserSettings
 
@@ -70,7 +73,7 @@ async def run(settings: UserSettings, environ: Mapping[str, str]) -> str:
     database = Database(settings)
     try:
         if environ.get("PROMOTE") == "1":
-            return await _promote(database, email)
+            return await _promote(database, settings, email)
         return await _make(database, settings, email, environ)
     except OSError as error:
         raise RefusedError(f"The database did not answer: {type(error).__name__}. Try again.") from error
@@ -78,8 +81,12 @@ async def run(settings: UserSettings, environ: Mapping[str, str]) -> str:
         await database.close()
 
 
-async def _promote(database: Database, email: str) -> str:
-    user = await promote(database, email)
+async def _promote(database: Database, settings: UserSettings, email: str) -> str:
+    profiles = Profiles(database, settings, CacheMetrics(CollectorRegistry()))
+    try:
+        user = await promote(database, profiles, email)
+    finally:
+        await profiles.close()
     if user is None:
         raise RefusedError(
             f"Nobody who may log in is registered as {email}; without PROMOTE=1 an admin is made anew."

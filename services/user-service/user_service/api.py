@@ -254,7 +254,7 @@ def _add_profile(router: APIRouter, accounts: Accounts, sessions: Sessions) -> N
     @router.get("/users/me", responses=problems(401))
     async def me(caller: Annotated[Caller, current_user]) -> UserOut:
         """The profile of the caller."""
-        return _out(await accounts.profile(caller.user_id))
+        return _out(await accounts.profile(caller))
 
     @router.patch("/users/me", responses=problems(400, 401, 413, 415))
     async def update_me(body: ProfileIn, caller: Annotated[Caller, current_user]) -> UserOut:

@@ -16,12 +16,14 @@ from shared.http.app import create_api, health_router
 from shared.http.client import ServiceClient
 from shared.http.history import audit_router
 from shared.logs import configure_logging
+from shared.metrics import CacheMetrics
 from shared.outbox import Relay, publishing
 from shared.settings import load
 from user_service.api import internal_router, users_router
 from user_service.clients import WalletClient
 from user_service.guesses import Guesses
 from user_service.passwords import Passwords
+from user_service.profiles import Profiles
 from user_service.refresh_tokens import RefreshTokens
 from user_service.service.accounts import Accounts
 from user_service.service.administration import Administration
@@ -48,6 +50,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
     guesses = Guesses(settings)
     credentials = Credentials(passwords, guesses)
     cache = SessionCache(settings)
+    profiles = Profiles(database, settings, CacheMetrics(registry))
     service_tokens = ServiceTokens(settings.service_secret_key.get_secret_value(), settings.service)
     wallets = ServiceClient("wallet-service", settings.wallet_service_url, service_tokens)
     access_tokens = settings.access_tokens()
@@ -57,6 +60,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
         access_tokens,
         RefreshTokens(settings.signing_secret()),
         cache,
+        profiles,
         wakes,
         timedelta(days=settings.refresh_token_expire_days),
     )
@@ -72,7 +76,7 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
                 yield
         finally:
             passwords.close()
-            for redis_user in (announcer, guesses, cache):
+            for redis_user in (announcer, guesses, cache, profiles):
                 await redis_user.close()
 
     app = create_api(
@@ -89,9 +93,9 @@ def create_app(settings: UserSettings | None = None) -> FastAPI:
     app.include_router(audit_router("users", relay.audit, sessions))
     app.include_router(
         users_router(
-            Accounts(database, credentials, WalletClient(wallets), wakes),
+            Accounts(database, credentials, WalletClient(wallets), profiles, wakes),
             sessions,
-            Administration(database, wakes),
+            Administration(database, profiles, wakes),
             expires_in=access_tokens.expire_seconds,
         )
     )

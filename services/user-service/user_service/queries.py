@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.database import Asyncpg
 from shared.ids import new_id
-from user_service.domain import Registration
+from user_service.domain import Registration, User
 from user_service.models import SessionRow, UserRow
 
 
@@ -61,6 +61,16 @@ async def by_email_from(session: AsyncSession, email: str, network: str) -> tupl
 async def by_id(session: AsyncSession, user_id: UUID) -> UserRow | None:
     """The person with this id."""
     return await session.get(UserRow, user_id)
+
+
+async def profiles(connection: Asyncpg, user_ids: Sequence[UUID]) -> list[tuple[User, int]]:
+    """The people with these ids, each with the number of events told of them; unknown ids are left out."""
+    found = await connection.fetch(
+        "select id, email, first_name, last_name, phone, role, status, created_at, event_sequence "
+        "from users where id = any($1)",
+        user_ids,
+    )
+    return [(User(*fields), sequence) for *fields, sequence in found]
 
 
 async def lock_user(session: AsyncSession, user_id: UUID) -> UserRow | None:
@@ -140,10 +150,10 @@ async def is_new_device(session: AsyncSession, user_id: UUID, network: str, user
     return bool(earlier and not alike)
 
 
-async def caller_of(session: AsyncSession, user_id: UUID, session_id: UUID) -> tuple[str, int] | None:
-    """Role and version of the sessions of an active person in a session that has not ended."""
+async def caller_of(session: AsyncSession, user_id: UUID, session_id: UUID) -> tuple[str, int, int] | None:
+    """Role, version of the sessions and number of events of an active person in a session that has not ended."""
     statement = (
-        sa.select(UserRow.role, UserRow.sessions_version)
+        sa.select(UserRow.role, UserRow.sessions_version, UserRow.event_sequence)
         .join(SessionRow, SessionRow.user_id == UserRow.id)
         .where(
             UserRow.id == user_id,
@@ -153,7 +163,7 @@ async def caller_of(session: AsyncSession, user_id: UUID, session_id: UUID) -> t
         )
     )
     found = (await session.execute(statement)).one_or_none()
-    return (found[0], found[1]) if found else None
+    return (found[0], found[1], found[2]) if found else None
 
 
 async def sessions_to_announce(connection: Asyncpg, limit: int) -> Sequence[asyncpg.Record]:

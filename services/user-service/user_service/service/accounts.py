@@ -1,7 +1,5 @@
 """What people do with their own account."""
 
-from uuid import UUID
-
 from shared.database import Database
 from shared.errors import FieldInvalidError, UnauthorizedError
 from shared.events import UserClosed, UserPasswordChanged, UserRegistered, UserUpdated
@@ -11,17 +9,21 @@ from user_service.domain import EmailTakenError, Origin, Registration, User, Wro
 from user_service.events import changed, contact, tell
 from user_service.models import UserRow
 from user_service.passwords import refuse_guessable
+from user_service.profiles import Profiles, user_of_row
 from user_service.service.credentials import Credentials
-from user_service.service.people import Caller, Wakes, end_all, user_of_row
+from user_service.service.people import Caller, Wakes, end_all
 
 
 class Accounts:
     """Registration, profiles, passwords and closing."""
 
-    def __init__(self, database: Database, credentials: Credentials, wallets: WalletClient, wakes: Wakes) -> None:
+    def __init__(
+        self, database: Database, credentials: Credentials, wallets: WalletClient, profiles: Profiles, wakes: Wakes
+    ) -> None:
         self._database = database
         self._credentials = credentials
         self._wallets = wallets
+        self._profiles = profiles
         self._wakes = wakes
 
     async def register(self, registration: Registration) -> User:
@@ -34,12 +36,16 @@ class Accounts:
                 raise EmailTakenError
             await tell(session, row, str(row.id), contact(UserRegistered, row))
         self._wakes.told()
+        self._profiles.put(row)
         return user_of_row(row)
 
-    async def profile(self, user_id: UUID) -> User:
-        """The user; raises UnauthorizedError when there is none any more."""
-        async with self._database.transaction() as session:
-            return user_of_row(_active(await queries.by_id(session, user_id)))
+    async def profile(self, caller: Caller) -> User:
+        """The caller, as they were when they were recognised or later; raises UnauthorizedError when there is none
+        any more."""
+        user = await self._profiles.get(caller.user_id, caller.profile_version)
+        if user is None or user.status != "active":
+            raise UnauthorizedError
+        return user
 
     async def update(self, caller: Caller, changes: dict[str, str]) -> User:
         """Change fields of the caller's profile; what is the same already is no change."""
@@ -51,6 +57,8 @@ class Accounts:
             if before:
                 await tell(session, row, str(caller.user_id), changed(UserUpdated, row, before))
         self._wakes.told()
+        self._profiles.put(row)
+        await self._profiles.settle()
         return user_of_row(row)
 
     async def change_password(self, caller: Caller, current: str, new: str, origin: Origin) -> None:
@@ -73,6 +81,7 @@ class Accounts:
             await tell(session, row, str(caller.user_id), contact(UserPasswordChanged, row), *told)
         self._wakes.ended()
         self._wakes.told()
+        self._profiles.put(row)
 
     async def close(self, caller: Caller, password: str, origin: Origin) -> None:
         """Close the caller's wallets and then their account, for good; may be repeated while it fails.
@@ -90,6 +99,8 @@ class Accounts:
             await tell(session, row, str(caller.user_id), changed(UserClosed, row, before), *told)
         self._wakes.ended()
         self._wakes.told()
+        self._profiles.put(row)
+        await self._profiles.settle()
 
     async def _prove(self, caller: Caller, password: str, origin: Origin) -> UserRow:
         """The caller, who has given their password once more; counted as a login is."""

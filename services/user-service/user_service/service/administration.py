@@ -9,8 +9,9 @@ from user_service import queries
 from user_service.domain import EmailTakenError, OwnAccountError, Registration, User, UserClosedError
 from user_service.events import changed, contact, tell
 from user_service.passwords import Passwords, refuse_guessable
+from user_service.profiles import Profiles, user_of_row
 from user_service.queries import UserFilters
-from user_service.service.people import Caller, Wakes, end_all, user_of_row
+from user_service.service.people import Caller, Wakes, end_all
 
 COMMAND = "create-admin"
 
@@ -18,14 +19,18 @@ COMMAND = "create-admin"
 class Administration:
     """Looking at people, shutting them out and letting them in again; for admins alone."""
 
-    def __init__(self, database: Database, wakes: Wakes) -> None:
+    def __init__(self, database: Database, profiles: Profiles, wakes: Wakes) -> None:
         self._database = database
+        self._profiles = profiles
         self._wakes = wakes
 
     async def get(self, caller: Caller, user_id: UUID) -> User:
         """Anybody's profile; raises NotFoundError."""
         _require_admin(caller)
-        async with self._database.transaction() as session:
+        user = await self._profiles.get(user_id)
+        if user is not None:
+            return user
+        async with self._database.transaction() as session:  # who has closed their account is not cached
             row = await queries.by_id(session, user_id)
         if row is None:
             raise NotFoundError("user")
@@ -69,6 +74,8 @@ class Administration:
                 await tell(session, row, str(caller.user_id), changed(kind, row, before), *told)
         self._wakes.ended()
         self._wakes.told()
+        self._profiles.put(row)
+        await self._profiles.settle()
         return user_of_row(row)
 
 
@@ -84,7 +91,7 @@ async def make_admin(database: Database, passwords: Passwords, registration: Reg
     return user_of_row(row)
 
 
-async def promote(database: Database, email: str) -> User | None:
+async def promote(database: Database, profiles: Profiles, email: str) -> User | None:
     """Make an admin of an active person, who has to log in anew; None where there is no such person."""
     async with database.transaction() as session:
         found = await queries.by_email(session, email)
@@ -95,6 +102,7 @@ async def promote(database: Database, email: str) -> User | None:
             before, row.role = {"role": row.role}, "admin"
             told = await end_all(session, row, "role_changed")
             await tell(session, row, COMMAND, changed(UserUpdated, row, before), *told)
+    profiles.put(row)
     return user_of_row(row)
 
 

@@ -9,15 +9,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.auth import Principal
 from shared.events import EventData, UserSessionsEnded
 from user_service import queries
-from user_service.domain import User
 from user_service.models import SessionRow, UserRow
 
 
 @dataclass(frozen=True, slots=True)
 class Caller(Principal):
-    """A person whose session has not ended; `sessions_version` changes with any of their sessions."""
+    """A person whose session has not ended; `sessions_version` changes with any of their sessions.
+
+    What is shown of them is of `profile_version` or later.
+    """
 
     sessions_version: int = 0
+    profile_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,6 @@ class Wakes:
 
     told: Callable[[], None]
     ended: Callable[[], None]
-
-
-def user_of_row(row: UserRow) -> User:
-    """The person in a row."""
-    return User(row.id, row.email, row.first_name, row.last_name, row.phone, row.role, row.status, row.created_at)
 
 
 def end(user: UserRow, ended: Iterable[SessionRow], reason: str, now: datetime) -> list[EventData]:

@@ -27,9 +27,10 @@ from user_service.domain import (
 )
 from user_service.events import tell
 from user_service.models import SessionRow, UserRow
+from user_service.profiles import Profiles, user_of_row
 from user_service.refresh_tokens import NONCE_BYTES, Presented, RefreshTokens
 from user_service.service.credentials import Credentials
-from user_service.service.people import Caller, Wakes, end, user_of_row
+from user_service.service.people import Caller, Wakes, end
 from user_service.session_cache import SessionCache
 
 _SHOWN: Final = tuple(field.name for field in fields(Session))
@@ -53,6 +54,7 @@ class Sessions:
         access_tokens: UserTokens,
         refresh_tokens: RefreshTokens,
         cache: SessionCache,
+        profiles: Profiles,
         wakes: Wakes,
         life: timedelta,
     ) -> None:
@@ -61,6 +63,7 @@ class Sessions:
         self._access_tokens = access_tokens
         self._refresh_tokens = refresh_tokens
         self._cache = cache
+        self._profiles = profiles
         self._wakes = wakes
         self._life = life
         # The tokens of one rotation are issued until its grace is over.
@@ -82,6 +85,7 @@ class Sessions:
                 raise InvalidCredentialsError  # disabled, or another password, while this one was verified
             user.password_hash = renewed or user.password_hash
             row = await self._begin(session, user, origin)
+        self._profiles.put(user)
         self._wakes.told()
         self._wakes.ended()
         return user_of_row(user), self._tokens(user, row)
@@ -141,8 +145,10 @@ class Sessions:
             found = await queries.caller_of(session, principal.user_id, principal.session_id)
         if found is None:
             raise UnauthorizedError
-        role, version = found
-        return Caller(principal.user_id, role, principal.session_id, principal.expires_at, sessions_version=version)
+        role, sessions_version, profile_version = found
+        return Caller(
+            principal.user_id, role, principal.session_id, principal.expires_at, sessions_version, profile_version
+        )
 
     async def has_ended(self, session_id: UUID) -> bool:
         """Whether a session is known to have ended before its time."""
