@@ -135,8 +135,7 @@ def print_cpu(rounds: Sequence[Measured]) -> None:
 def _print_cpu(title: str, rounds: Sequence[Measured], used: Sequence[Mapping[str, float]]) -> None:
     """CPU microseconds per answer by process, and all of them together."""
     micros = [
-        {name: each.micros(seconds) for name, seconds in cpu.items()}
-        for each, cpu in zip(rounds, used, strict=True)
+        {name: each.micros(seconds) for name, seconds in cpu.items()} for each, cpu in zip(rounds, used, strict=True)
     ]
     rows = [
         [name, *(f"{each[name]:.0f}" for each in micros)]

@@ -109,7 +109,7 @@ _STORED: Final[Mapping[str, Any]] = {
     "next_attempt_at": sa.DateTime(timezone=True),
 }
 _ARRAYS: Final = sa.func.unnest(*(sa.bindparam(name, type_=ARRAY(kind)) for name, kind in _STORED.items()))
-_STORE: Final = sa.insert(NotificationRow.__table__).from_select(
+_STORE: Final = sa.insert(NotificationRow).from_select(
     list(_STORED), sa.select(_ARRAYS.table_valued(*_STORED).render_derived())
 )
 
