@@ -18,7 +18,7 @@ SERVICE_REQUIREMENTS := api-gateway/requirements.txt \
 	reconciler/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test compose-test bench bench-ledger bench-gateway bench-relay check format lock clean python test-real
+.PHONY: help up down status logs infra demo reconcile audit-verify replay dlq-list dlq-replay create-admin keys reset install test test-real compose-test bench bench-ledger bench-gateway bench-relay check format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -10,7 +10,7 @@ from infrastructure.embedded.ports import LOOPBACK
 
 OP_MSG = 2013
 HEADER_BYTES = 16
-SERVER = Path(__file__).with_name("mongo_server.py")
+SERVER = Path(__file__).with_name("mongo_server.py")  # run with -P: what lies beside it is not for its imports
 
 
 class Mongo(Engine):
@@ -36,7 +36,7 @@ class Mongo(Engine):
 
     def command(self, port: int) -> list[str]:
         return [
-            *(str(self._programs.python), str(SERVER), "--host", LOOPBACK, "--port", str(port)),
+            *(str(self._programs.python), "-P", str(SERVER), "--host", LOOPBACK, "--port", str(port)),
             *("--data-dir", str(self._data / "databases"), "--pid-file", str(self._pid_file)),
             # It writes each line to its output, which is the log, as well.
             *("--log-file", "/dev/null"),

@@ -28,6 +28,12 @@ DROP_ATTEMPTS: Final = 50
 DROP_PAUSE_SECONDS: Final = 0.2
 
 
+def settings_of(kind: type[SettingsT], variables: Mapping[str, str], **values: Any) -> SettingsT:
+    """Settings of this kind as `variables` have them; `values` come on top. No `.env` is read."""
+    given = {name.lower(): value for name, value in variables.items()} | values
+    return kind(_env_file=None, **{name: value for name, value in given.items() if name in kind.model_fields})
+
+
 class Sandbox:
     """Own database, Mongo database, topics and Redis keys, by a random suffix."""
 
@@ -46,8 +52,7 @@ class Sandbox:
 
     def settings(self, kind: type[SettingsT], **values: Any) -> SettingsT:
         """Settings of this kind for the sandbox; `values` come on top. No `.env` is read."""
-        given = {name.lower(): value for name, value in self.environment.items()} | values
-        return kind(_env_file=None, **{name: value for name, value in given.items() if name in kind.model_fields})
+        return settings_of(kind, self.environment, **values)
 
     async def connect(self, database: str | None = None) -> asyncpg.Connection[asyncpg.Record]:
         """A connection as the login user, who owns everything."""

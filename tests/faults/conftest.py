@@ -68,5 +68,5 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
             kafka or Engine(found, "kafka"),
             Engine(found, "mongodb"),
             mail,
-            Records(found.variables),
+            Records(found),
         )

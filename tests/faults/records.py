@@ -4,12 +4,10 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
-
-import asyncpg
 
 from ledger_reconciler.audit import walk
 from ledger_reconciler.service import Reconciler
@@ -18,10 +16,12 @@ from notification_service.domain import Channel, message_token
 from shared.audit import AuditReader
 from shared.chain import event_of
 from shared.events import TOPICS
+from shared.testing.sandbox import settings_of
 from shared.testing.topics import records_of
 from shared.testing.waiting import eventually
 from tests.faults.crowd import Crowd
 from tests.faults.outages import MailServer
+from tests.load.premises import Premises
 
 QUIET_LIMIT_SECONDS: Final = 60.0
 MAILED_LIMIT_SECONDS: Final = 150.0
@@ -54,27 +54,14 @@ Event = dict[str, Any]
 class Records:
     """Looks into everything that the platform has written, past the services."""
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        given = {name.lower(): value for name, value in variables.items()}
-        known: dict[str, Any] = {
-            name: value for name, value in given.items() if name in ReconcilerSettings.model_fields
-        }
-        self._settings = ReconcilerSettings(_env_file=None, **known)
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
+        self._settings = settings_of(ReconcilerSettings, premises.variables)
 
     async def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows, as the one who owns the database sees them."""
-        where = self._settings
-        connection = await asyncpg.connect(
-            host=where.postgres_host,
-            port=where.postgres_port,
-            user=where.postgres_user,
-            password=where.postgres_password.get_secret_value(),
-            database=where.postgres_db,
-        )
-        try:
+        async with self._premises.connection() as connection:
             return [tuple(row) for row in await connection.fetch(query, *values)]
-        finally:
-            await connection.close()
 
     async def waiting(self, condition: str) -> int:
         """How many events wait in the outboxes, of those for which the condition holds."""

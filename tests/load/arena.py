@@ -20,6 +20,7 @@ from shared.database import Database, migrate
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
+from shared.testing.sandbox import settings_of
 from tests.load.premises import pid_of
 from wallet_service.app import FOLDER
 from wallet_service.domain import AccountRef, Action, Posting, account_ref
@@ -63,7 +64,7 @@ class Arena:
     @property
     def settings(self) -> WalletSettings:
         """What wallet-service is told; no `.env` is read."""
-        return settings_of(self.variables)
+        return settings_of(WalletSettings, self.variables)
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def arena(wallets: int, *, everything: bool) -> Iterator[Arena]:
             engines = ENGINES if everything else ["postgres"]
             variables = stack.start(engines)
             people = [Wallet(new_id(), new_id()) for _ in range(wallets + 1)]
-            asyncio.run(_prepare(settings_of(variables), people))
+            asyncio.run(_prepare(settings_of(WalletSettings, variables), people))
             pids = {name: pid_of(stack, name) for name in engines}
             yield Arena(stack.directory, variables, pids, people[1:], people[0])
         finally:
@@ -126,13 +127,6 @@ async def ledger_of(settings: WalletSettings, *, relayed: bool) -> AsyncIterator
     finally:
         await relay.close()
         await database.close()
-
-
-def settings_of(variables: Mapping[str, str]) -> WalletSettings:
-    """What `variables` tell wallet-service; no `.env` is read."""
-    given: dict[str, Any] = {name.lower(): value for name, value in variables.items()}
-    known = {name: value for name, value in given.items() if name in WalletSettings.model_fields}
-    return WalletSettings(_env_file=None, **known)
 
 
 async def _prepare(settings: WalletSettings, people: Sequence[Wallet]) -> None:

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from shared.kafka import PARTITIONS, start, stop
+from shared.serve import GC_THRESHOLD
 from shared.settings import DatabaseSettings
 from tests.load.arena import Arena
 from tests.load.measuring import collect_rarely
@@ -17,7 +18,6 @@ from tests.load.own_process import answering
 from tests.load.sinks import read
 
 LISTEN, ARRIVALS = "listen", "arrivals"
-GC_THRESHOLD = 10_000
 # A broker answers a consumer that waits as soon as there is something; the embedded one when half of the time is over
 # that the consumer would wait. By default, 500 ms, that would be most of what is measured.
 FETCH_WAIT_MS = 100

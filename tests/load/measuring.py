@@ -16,6 +16,11 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _IDLE, _IOWAIT = 3, 4
 
 
+def percentile(values: Sequence[float], part: float) -> float:
+    """What `part` (0 to 1) of the values, which are sorted, did not exceed; none without values."""
+    return values[min(int(len(values) * part), len(values) - 1)] if values else math.nan
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round of one contender; `latencies_ms` are sorted, CPU is in seconds."""
@@ -34,9 +39,7 @@ class Round:
 
     def percentile(self, part: float) -> float:
         """The latency in ms that `part` (0 to 1) of the calls did not exceed; none without calls."""
-        if not self.latencies_ms:
-            return math.nan
-        return self.latencies_ms[min(int(len(self.latencies_ms) * part), len(self.latencies_ms) - 1)]
+        return percentile(self.latencies_ms, part)
 
 
 async def drive(work: Callable[[], Awaitable[None]], clients: int, seconds: float, transfers_each: int = 1) -> Round:

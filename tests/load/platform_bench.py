@@ -10,8 +10,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,26 +139,10 @@ def _difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict
     return {name: seconds - before[name] for name, seconds in after.items()}
 
 
-@asynccontextmanager
-async def connection(place: Premises) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-    """A connection to all schemas."""
-    database = await asyncpg.connect(
-        host=place.variables["POSTGRES_HOST"],
-        port=int(place.variables["POSTGRES_PORT"]),
-        user=place.variables["POSTGRES_USER"],
-        password=place.variables["POSTGRES_PASSWORD"],
-        database=place.variables["POSTGRES_DB"],
-    )
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 async def measure(place: Premises, load: Worker, options: argparse.Namespace) -> bool:
     """Measure and print; whether everything was as it must be."""
     merchant, persons = await people.settle(place.gateway_port, options.people)
-    async with connection(place) as database:
+    async with place.connection() as database:
         bench = Bench(place, load, database, _requests(merchant, persons, options), options.seconds)
         at_rest = {name: memory_of(pid) for name, pid in bench.pids.items()}
         before = await bench.books()

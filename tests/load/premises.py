@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import asyncpg
 
 from infrastructure.embedded import ports
 from infrastructure.embedded.environment import ENGINES, is_embedded
@@ -32,6 +34,21 @@ class Premises:
     pids: Mapping[str, int]
     stack: Stack
     platform: Platform
+
+    @asynccontextmanager
+    async def connection(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """A connection to all schemas, as the one who owns the database."""
+        database = await asyncpg.connect(
+            host=self.variables["POSTGRES_HOST"],
+            port=int(self.variables["POSTGRES_PORT"]),
+            user=self.variables["POSTGRES_USER"],
+            password=self.variables["POSTGRES_PASSWORD"],
+            database=self.variables["POSTGRES_DB"],
+        )
+        try:
+            yield database
+        finally:
+            await database.close()
 
     def reconcile(self) -> tuple[bool, str]:
         """What `make reconcile` does: whether all the money adds up, and the report."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from tests.load.measuring import percentile
 from tests.load.report import print_table
 from tests.load.sinks import Found
 
@@ -71,7 +72,7 @@ class Delays:
 
     def percentile(self, part: float) -> float:
         """What `part` (0 to 1) of the events did not exceed."""
-        return self.delays_ms[min(int(len(self.delays_ms) * part), len(self.delays_ms) - 1)]
+        return percentile(self.delays_ms, part)
 
 
 def print_drained(rounds: Sequence[Drained]) -> None:

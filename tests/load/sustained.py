@@ -12,14 +12,15 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.background import running
+from shared.testing.sandbox import settings_of
 from tests.load import generator, people, relay_report, report, sinks
-from tests.load.arena import settings_of
 from tests.load.own_process import Worker, own_process
-from tests.load.platform_bench import OUTBOXES, REQUESTS, SETTINGS, Bench, connection
+from tests.load.platform_bench import OUTBOXES, REQUESTS, SETTINGS, Bench
 from tests.load.premises import Premises, premises
 from tests.load.relay_report import Target, Waiting
 from tests.load.report import Measured, Verdict
 from tests.load.sinks import Found
+from wallet_service.settings import WalletSettings
 
 CONSUMERS = ("NOTIFICATION_SERVICE_URL", "WALLET_SERVICE_URL", "TRANSACTION_SERVICE_URL")
 LOAD = "spread"
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> list[Target]:
 async def _measure(place: Premises, load: Worker, options: argparse.Namespace) -> list[Target]:
     _, persons = await people.settle(place.gateway_port, options.people)
     requests = {LOAD: people.spread(persons, REQUESTS, keys=False)}
-    async with connection(place) as database:
+    async with place.connection() as database:
         bench = Bench(place, load, database, requests, options.load_seconds)
         before = await bench.books()
         rounds = await _rounds(bench, options)
@@ -150,7 +151,7 @@ async def _lag(session: aiohttp.ClientSession, url: str) -> int:
 
 async def _compared(bench: Bench) -> Found:
     """Kafka and the audit beside each other, and beside the transfers and the postings that they have to tell of."""
-    settings, found = settings_of(bench.place.variables), Found()
+    settings, found = settings_of(WalletSettings, bench.place.variables), Found()
     for schema in OUTBOXES:
         rows = await bench.database.fetch(TOLD[schema]) if schema in TOLD else []
         found += await sinks.compare_subjects(settings, schema, {str(row["id"]) for row in rows})
