@@ -1,7 +1,6 @@
 """Prometheus metrics, a registry of its own for each service."""
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,31 +22,33 @@ class HttpMetrics(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self._latencies: dict[tuple[str, str], list[float]] = {}
+        self._latencies: dict[tuple[str, str, int], list[float]] = {}  # how many by bucket, and their sum
         registry.register(self)
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, so that ids never become labels."""
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._requests[method, route, status] += 1
-        latencies = self._latencies.get((method, route))
+        route = scope.get("route")
+        method = scope["method"]
+        key = (method if method in _METHODS else "other", "unmatched" if route is None else route.path, status)
+        latencies = self._latencies.get(key)
         if latencies is None:
-            latencies = self._latencies[method, route] = [0.0] * (len(_LATENCY_BUCKETS_SECONDS) + 2)
+            latencies = self._latencies[key] = [0.0] * (len(_LATENCY_BUCKETS_SECONDS) + 2)
         latencies[bisect_left(_LATENCY_BUCKETS_SECONDS, seconds)] += 1
         latencies[-1] += seconds
 
     def collect(self) -> Iterator[Metric]:
         """The figures in Prometheus' model."""
         requests = CounterMetricFamily("http_requests", "Requests answered.", labels=["method", "route", "status"])
-        for (method, route, status), count in self._requests.items():
-            requests.add_metric([method, route, str(status)], count)
+        together: dict[tuple[str, str], list[float]] = {}
+        for (method, route, status), latencies in self._latencies.items():
+            requests.add_metric([method, route, str(status)], sum(latencies[:-1]))
+            so_far = together.get((method, route), [0.0] * len(latencies))
+            together[method, route] = [a + b for a, b in zip(so_far, latencies, strict=True)]
         yield requests
         seconds = HistogramMetricFamily(
             "http_request_seconds", "Time to the end of the answer.", labels=["method", "route"]
         )
-        for (method, route), latencies in self._latencies.items():
+        for (method, route), latencies in together.items():
             cumulative = accumulate(latencies[:-1])
             bounds = [*map(str, map(float, _LATENCY_BUCKETS_SECONDS)), "+Inf"]
             seconds.add_metric([method, route], list(zip(bounds, cumulative, strict=True)), latencies[-1])

@@ -9,10 +9,12 @@ import asyncio
 import gc
 import os
 import sys
-from typing import Any, ClassVar, Final, cast
+from collections.abc import Iterable
+from typing import Any, ClassVar, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from shared.settings import SettingsError
 
@@ -22,12 +24,15 @@ MAX_BODIES_BYTES: Final = 2 * 1024 * 1024
 MAX_UNFINISHED: Final = 0.75  # of these bytes may belong to bodies of which more is to come
 BODY_PATIENCE_SECONDS: Final = 0.25  # what a body has in any case, however little room there is
 MAX_CONNECTIONS: Final = 4096
-MAX_JOINED_BYTES: Final = 16 * 1024
 DRAIN_SECONDS: Final = 15
 # A batch makes thousands of objects that live for milliseconds: looking for cycles among them after each 700 new ones
 # costs the ledger a fifth of its time.
 GC_THRESHOLD: Final = 10_000
 
+_UNUSUAL: Final = frozenset({b"connection", b"transfer-encoding"})
+_END_OF_HEAD: Final = b"\r\n\r\n"
+_LAST_END_OF_HEAD: Final = b"\r\nconnection: close\r\n\r\n"
+_CONTROLS: Final = bytes({*range(32), 127} - {ord("\t")})
 _REQUEST_TIMEOUT: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MUCH_AT_ONCE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -37,46 +42,64 @@ _HEAD_TOO_LARGE: Final = (
 )
 
 
-class JoinedWrites:
-    """A transport that sends an answer's head together with its body: one packet, one system call, one wake-up.
+class JoinedAnswer(RequestResponseCycle):
+    """Sends an answer's head together with its body: one packet, one system call, one wake-up for whoever waits.
 
-    What is written is sent by `flush`, which whoever ends an answer calls, and else when the event loop's turn ends.
+    That is for a plain answer, whose length is told; the others go uvicorn's way.
     """
 
-    __slots__ = ("_loop", "_parts", "_size", "_transport")
+    _head = b""  # that waits for its body
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self._size = 0
+    async def send(self, message: Any) -> None:
+        """Take the next part of the answer."""
+        if message["type"] == "http.response.start":
+            self._head = self._plain_head(message["status"], message.get("headers", ()))
+            if self._head:
+                return
+        elif self._head:
+            head, self._head = self._head, b""
+            body = message.get("body", b"")
+            if len(body) == self.expected_content_length and not message.get("more_body"):
+                self._end(head + body)
+                return
+            self.transport.write(head)
+        await super().send(message)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def _plain_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The head as it is sent, after which the body is due; nothing where that is not so plain."""
+        named = dict(headers := [*self.default_headers, *headers])
+        length = named.get(b"content-length")
+        if (
+            length is None
+            or not _UNUSUAL.isdisjoint(named)
+            or self.scope["method"] == "HEAD"
+            or self.response_started
+            or self.disconnected
+        ):
+            return b""
+        lines = b"\r\n".join(map(b": ".join, headers))
+        # Nothing but the breaks between these lines: a header cannot bring another one with it.
+        if len(lines) - len(lines.translate(None, _CONTROLS)) != 2 * (len(headers) - 1):
+            return b""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.chunked_encoding = False
+        self.expected_content_length = int(length)
+        return b"%b%b%b" % (STATUS_LINE[status], lines, _END_OF_HEAD if self.keep_alive else _LAST_END_OF_HEAD)
 
-    def write(self, data: bytes) -> None:
-        """Send this soon, after all that was written before."""
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_JOINED_BYTES:
-            self.flush()
+    def _end(self, answer: bytes) -> None:
+        if not self.disconnected:
+            self.transport.write(answer)
+        self.expected_content_length = 0
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
-    def flush(self) -> None:
-        """Send what was written, if the connection still stands."""
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts and not self._transport.is_closing():
-            self._transport.write(b"".join(parts))
 
-    def is_closing(self) -> bool:
-        """Whether nothing that is written now is sent."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """End the connection after what was written."""
-        self.flush()
-        self._transport.close()
+# What uvicorn's protocol makes for each request.
+httptools_impl.RequestResponseCycle = JoinedAnswer  # type: ignore[misc]
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -104,7 +127,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -168,7 +190,6 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_response_complete(self) -> None:
-        cast("JoinedWrites", self.transport).flush()
         self._let_go_of_bodies()
         super().on_response_complete()
 

@@ -13,14 +13,15 @@ import secrets
 import struct
 import time
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-import prometheus_client
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -224,8 +225,11 @@ class RateLimiter:
         """The verdict on one request, if it needs no question to Redis."""
         account = self._accounts.get((limit.name, key))
         now = time.monotonic()
-        if account is not None and account.covers(1, now):
-            return self._settle(account, now, "leased")
+        if account is not None and now < account.valid_until:
+            if account.left:
+                return self._spend(account, now, "leased")
+            if account.covers(1, now):
+                return self._settle(account, now, "leased")
         if now < self._out_until:
             return self._decide_alone(self._account(limit, key), now)
         return None
@@ -280,11 +284,15 @@ class RateLimiter:
         """The verdict on one request by the lot in hand; without one, by what this process has let through."""
         if now >= account.valid_until or not (account.left or account.last):
             return self._decide_alone(account, now)
-        allowed = account.left > 0
-        if allowed:
-            account.left -= 1
-            account.note(int(now * self._slots_per_second))
-        return self._verdict(account, now, source, allowed, account.spare + account.left, account.frees_at)
+        if account.left:
+            return self._spend(account, now, source)
+        return self._verdict(account, now, source, False, account.spare, account.frees_at)
+
+    def _spend(self, account: _Account, now: float, source: str) -> Verdict:
+        """Let one request pass by the lot in hand."""
+        account.left -= 1
+        account.note(int(now * self._slots_per_second))
+        return self._verdict(account, now, source, True, account.spare + account.left, account.frees_at)
 
     def _decide_alone(self, account: _Account, now: float) -> Verdict:
         self._forget(account, now)
@@ -376,22 +384,24 @@ class _Question(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class _Metrics:
-    """Verdicts by limit, by where they came from and by outcome."""
+class _Metrics(Collector):
+    """Verdicts by limit, by where they came from and by outcome, counted in plain numbers as HTTP requests are."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._verdicts = prometheus_client.Counter(
-            "rate_limit_verdicts",
-            "Verdicts: leased (by what Redis last said), asked (of Redis now), alone (Redis is out).",
-            ["limit", "source", "outcome"],
-            registry=registry,
-        )
-        self._children: dict[tuple[str, str, bool], prometheus_client.Counter] = {}
+        self._verdicts: defaultdict[tuple[str, str, bool], int] = defaultdict(int)
+        registry.register(self)
 
     def count(self, limit: str, source: str, allowed: bool) -> None:
-        """Count one verdict; a limit's names are few, and so are the children."""
-        child = self._children.get((limit, source, allowed))
-        if child is None:
-            child = self._verdicts.labels(limit, source, "allowed" if allowed else "refused")
-            self._children[limit, source, allowed] = child
-        child.inc()
+        """Count one verdict."""
+        self._verdicts[limit, source, allowed] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures in Prometheus' model."""
+        verdicts = CounterMetricFamily(
+            "rate_limit_verdicts",
+            "Verdicts: leased (by what Redis last said), asked (of Redis now), alone (Redis is out).",
+            labels=["limit", "source", "outcome"],
+        )
+        for (limit, source, allowed), number in self._verdicts.items():
+            verdicts.add_metric([limit, source, "allowed" if allowed else "refused"], number)
+        yield verdicts

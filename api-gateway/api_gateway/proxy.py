@@ -137,7 +137,6 @@ class Forwarder:
                 return
         if scope["method"] != SAFE_METHOD:  # what changes something is on record with the caller's address
             headers[GATEWAY_TOKEN_HEADER] = f"Bearer {self._service_tokens.issue(route.service)}"
-        headers.setdefault("User-Agent", "")
         headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
         hung_up = False
         try:

@@ -47,7 +47,7 @@ def plain_client(max_connections: int) -> Client:
         .zstd(False)
         .deflate(False)
         .no_proxy()
-        .user_agent("payment-system")
+        .user_agent("")
     )
     with _patient_threads():
         return builder.build()

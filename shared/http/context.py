@@ -46,14 +46,13 @@ def enter_context(
     ip: str | None = None,
 ) -> RequestContext:
     """Begin a request's or a background job's context; what is missing or malformed is made anew."""
-    context = RequestContext(
-        trace=Trace(
-            request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(uuid7()),
-            traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
-            ip,
-        ),
-        deadline=asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS),
+    trace = Trace(
+        request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(uuid7()),
+        traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
+        ip,
     )
+    deadline = asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS)
+    context = RequestContext(trace, deadline)
     _current.set(context)
     return context
 

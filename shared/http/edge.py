@@ -69,14 +69,12 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, _in_one_sentence(send))
             return
-        head = {
-            name: value for name, value in reversed(scope["headers"]) if name in _OWN_HEADERS
-        }  # the first one counts
+        head = _own_headers(scope)
         context = enter_context(
-            head.get(_REQUEST_ID, b"").decode("latin-1"),
-            head.get(_TRACEPARENT, b"").decode("latin-1"),
-            self._deadline_seconds(head.get(_DEADLINE, b"")),
-            self._address(scope),
+            head[_REQUEST_ID].decode("latin-1") if _REQUEST_ID in head else "",
+            head[_TRACEPARENT].decode("latin-1") if _TRACEPARENT in head else "",
+            self._deadline_seconds(head[_DEADLINE]) if _DEADLINE in head else DEFAULT_DEADLINE_SECONDS,
+            None if self._tokens is None or scope["method"] in _READING else caller_address(scope, self._tokens),
         )
         request_id = (_REQUEST_ID, context.trace.request_id.encode())
         max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
@@ -94,8 +92,10 @@ class Edge:
             await send(message)
 
         try:
-            _check_head(scope, head, max_bytes)
-            if head.get(_LENGTH, b"0") != b"0" or _CHUNKED in head:
+            _check_target(scope)
+            if head:
+                _check_head(head, max_bytes)
+            if _CHUNKED in head or head.get(_LENGTH, b"0") != b"0":
                 receive = _BoundedBody(receive, self._body_timeout_seconds, max_bytes).receive
             await self._app(scope, receive, send_with_headers)
         except AppError as error:
@@ -117,18 +117,15 @@ class Edge:
         self, headers: Iterable[tuple[bytes, bytes]], request_id: tuple[bytes, bytes], status: int
     ) -> list[tuple[bytes, bytes]]:
         """An answer's headers with those that every answer has."""
-        kept = [header for header in headers if header[0] != _REQUEST_ID]
-        names = {name for name, _ in kept}
-        kept += [header for header in self._headers if header[0] not in names]
+        kept = [*headers]
+        named = dict(kept)
+        if _REQUEST_ID in named:
+            kept = [header for header in kept if header[0] != _REQUEST_ID]
+        kept += [header for header in self._headers if header[0] not in named]
         kept.append(request_id)
         if status in {408, 413}:
             kept.append(_CLOSE)  # what is left of the body is not read
         return kept
-
-    def _address(self, scope: Scope) -> str | None:
-        if self._tokens is None or scope["method"] in _READING:
-            return None
-        return caller_address(scope, self._tokens)
 
     def _deadline_seconds(self, value: bytes) -> float:
         if self._trust_deadline and value.isdigit() and len(value) <= 6:
@@ -150,7 +147,18 @@ def _in_one_sentence(send: Send) -> Send:
     return send_sentence
 
 
-def _check_head(scope: Scope, head: Mapping[bytes, bytes], max_bytes: int) -> None:
+def _own_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Those headers that are read here; of several with one name the first one counts."""
+    return {name: value for name, value in reversed(scope["headers"]) if name in _OWN_HEADERS}
+
+
+def _check_target(scope: Scope) -> None:
+    for part in (scope.get("raw_path", b""), scope["query_string"]):
+        if b"%00" in part or b"\x00" in part:
+            raise AppError("url_invalid", 400, "The URL contains a NUL character.")
+
+
+def _check_head(head: Mapping[bytes, bytes], max_bytes: int) -> None:
     if head.get(_ENCODING, b"identity").lower() != b"identity":
         raise AppError("content_encoding_unsupported", 415, "Send the body uncompressed.")
     length = head.get(_LENGTH, b"0")
@@ -158,9 +166,6 @@ def _check_head(scope: Scope, head: Mapping[bytes, bytes], max_bytes: int) -> No
         raise AppError("content_length_invalid", 400, "Content-Length is not a number.")
     if len(length) > 9 or int(length) > max_bytes:
         raise _too_large(max_bytes)
-    target = scope.get("raw_path", b"") + b"?" + scope["query_string"]
-    if b"%00" in target or b"\x00" in target:
-        raise AppError("url_invalid", 400, "The URL contains a NUL character.")
 
 
 def _too_large(max_bytes: int) -> AppError:
