@@ -16,7 +16,7 @@ from shared.http.context import DEADLINE_HEADER, REQUEST_ID_HEADER, TRACEPARENT_
 
 SERVICE: Final = "transaction-service"
 PATH: Final = "/internal/transactions"
-MAX_CALLS: Final = 2
+MAX_CALLS: Final = 4
 MAX_WEIGHT: Final = 256  # of one call, in which a request weighs 1, and 1 more for each 2 KB of it
 MAX_WAITING: Final = 2048
 WEIGHED_BYTES: Final = 2048

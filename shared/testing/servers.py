@@ -9,6 +9,7 @@ from typing import Any, Final
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from shared.serve import server_options
 
@@ -17,7 +18,7 @@ HOST: Final = "127.0.0.1"
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, port: int = 0, **options: Any) -> AsyncIterator[str]:
+async def serving(app: ASGIApp, port: int = 0, **options: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port, or on `port`, for the length of the block; yields its URL.
 
     `options` of uvicorn come on top of those that every service is served with.

@@ -38,10 +38,13 @@ class Topic:
         """Publish the values in one partition."""
         await self._producer.send_messages([Message(self.full_name + suffix, key, value) for value in values])
 
-    def consumer(self, handle: Callable[[Sequence[Envelope]], Awaitable[None]], *types: str) -> Consumer:
+    def consumer(
+        self, handle: Callable[[Sequence[Envelope]], Awaitable[None]], *types: str, linger_seconds: float = 0.0
+    ) -> Consumer:
         """One that handles registrations, unless others are named."""
         self._registry = CollectorRegistry()
-        return Consumer(self.settings, [self.name], handle, types or [UserRegistered.type], self._registry)
+        chosen = types or [UserRegistered.type]
+        return Consumer(self.settings, [self.name], handle, chosen, self._registry, linger_seconds)
 
     async def letters(self) -> list[DeadLetter]:
         """All dead letters there are."""

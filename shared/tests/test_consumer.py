@@ -192,6 +192,17 @@ async def test_one_partition_that_waits_does_not_hold_up_the_others(topic: Topic
     assert "stuck" not in hearer.heard
 
 
+async def test_who_lingers_does_not_while_more_is_waiting(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consuming, "MAX_RECORDS", 2)
+    hearer = Hearer()
+    names = [str(number) for number in range(40)]
+    await topic.send(*map(registered, names))
+
+    # A pause after each two would take twice as long as `until` has patience for.
+    async with running(topic.consumer(each(hearer.hear), linger_seconds=LIMIT_SECONDS / 10)):
+        await hearer.until(*names)
+
+
 async def test_a_bug_is_tried_again_a_few_times_then_its_event_alone_is_given_up(
     topic: Topic, sandbox: Sandbox, probe: type[DatabaseSettings]
 ) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from shared.serve import MAX_BODIES_BYTES, MAX_HEAD_BYTES, BoundedProtocol
 from shared.settings import ROOT
@@ -23,6 +24,7 @@ from shared.testing.waiting import eventually
 
 LIMIT_SECONDS = 5.0
 GET = b"GET /echo HTTP/1.1\r\nHost: service\r\n"
+CLOSE = b"\r\nconnection: close\r\n\r\n"
 
 Served = tuple[Process, str]
 Serve = Callable[[], Awaitable[Served]]
@@ -170,6 +172,46 @@ async def test_an_answer_is_sent_as_a_whole() -> None:
 
     assert len(CountedProtocol.writes) == 2
     assert b"".join(CountedProtocol.writes) == answer
+
+
+async def raw_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers four bytes with the header `x` of the query, and says that they are as many as its path."""
+    if scope["type"] == "http":
+        value, length = scope["query_string"].replace(b"+", b"\r\n"), scope["path"].strip("/").encode()
+        headers = [(b"x", value), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"four"})
+
+
+@pytest.mark.parametrize(
+    ("target", "end"),
+    [
+        pytest.param(b"/4?fine", b"\r\nx: fine\r\ncontent-length: 4" + CLOSE + b"four", id="plain"),
+        pytest.param(b"/5?fine", b"\r\n\r\nfour", id="shorter-than-it-says"),
+        pytest.param(b"/3?fine", b"\r\n\r\n", id="longer-than-it-says"),
+    ],
+)
+async def test_a_head_and_its_body_belong_together(target: bytes, end: bytes) -> None:
+    async with serving(raw_app) as url:
+        answer = await talk(url, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(end)
+
+
+async def test_a_header_cannot_bring_another_one_with_it() -> None:
+    async with serving(raw_app) as url:
+        answer = await talk(url, b"GET /4?a+set-cookie:b HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert answer == b""  # the connection is closed
+
+
+async def test_a_head_is_answered_without_a_body() -> None:
+    async with serving(raw_app) as url:
+        answer = await talk(url, b"HEAD /4?x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+    assert b"\r\ncontent-length: 4\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
 
 
 async def test_what_an_answer_has_so_far_is_sent_when_more_takes_time() -> None:

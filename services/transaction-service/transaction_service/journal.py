@@ -33,7 +33,6 @@ from transaction_service.domain import (
 LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
 MAX_BATCH: Final = 256
-MAX_IN_FLIGHT: Final = 2  # transactions: while one is being committed, the next one is written
 LOOK_SECONDS: Final = 0.25  # for finding out which keys somebody keeps
 KEY_DAYS: Final = 30
 KEYS_AT_A_TIME: Final = 1000
@@ -64,9 +63,7 @@ class Journal:
     def __init__(self, database: Database, relay: Relay) -> None:
         self._database = database
         self._relay = relay
-        self._batcher: Batcher[_Entry, _Written] = Batcher(
-            self._write, max_size=MAX_BATCH, max_in_flight=MAX_IN_FLIGHT
-        )
+        self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
         self._callers = _Callers()
 
     @property
