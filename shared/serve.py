@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import uvicorn
@@ -52,29 +52,37 @@ class JoinedAnswer(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """Take the next part of the answer."""
-        if message["type"] == "http.response.start":
-            self._head = self._plain_head(message["status"], message.get("headers", ()))
+        if self.disconnected or self.transport.is_closing():
+            self.disconnected = True  # of the requests on a connection, only the last one is told
+            return
+        if message["type"] == "http.response.start" and not self.response_started:
+            message["headers"] = headers = list(message.get("headers", ()))
+            self._head = self._plain_head(message["status"], headers)
             if self._head:
                 return
-        elif self._head:
+        elif message["type"] == "http.response.body" and self._head:
+            if self.flow.write_paused:
+                await self.flow.drain()  # whoever does not read is not answered
             head, self._head = self._head, b""
             body = message.get("body", b"")
             if len(body) == self.expected_content_length and not message.get("more_body"):
                 self._end(head + body)
                 return
-            self.transport.write(head)
+            if not self.transport.is_closing():
+                self.transport.write(head)
         await super().send(message)
 
-    def _plain_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def _plain_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The head as it is sent, after which the body is due; nothing where that is not so plain."""
-        named = dict(headers := [*self.default_headers, *headers])
+        headers = [*self.default_headers, *headers]
+        named = dict(headers)
         length = named.get(b"content-length")
         if (
             length is None
+            or len(named) < len(headers)
             or not _UNUSUAL.isdisjoint(named)
             or self.scope["method"] == "HEAD"
-            or self.response_started
-            or self.disconnected
+            or self.access_log
         ):
             return b""
         lines = b"\r\n".join(map(b": ".join, headers))
@@ -88,7 +96,7 @@ class JoinedAnswer(RequestResponseCycle):
         return b"%b%b%b" % (STATUS_LINE[status], lines, _END_OF_HEAD if self.keep_alive else _LAST_END_OF_HEAD)
 
     def _end(self, answer: bytes) -> None:
-        if not self.disconnected:
+        if not self.transport.is_closing():
             self.transport.write(answer)
         self.expected_content_length = 0
         self.response_complete = True

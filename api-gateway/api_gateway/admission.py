@@ -1,6 +1,6 @@
 """Which limits a request falls under, and whether it passes them all."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -39,23 +39,21 @@ class Admission:
         self._exact |= {(method, path): () for method in (*METHODS, "HEAD", "OPTIONS") for path in HEALTH}
         self._user = _limits(("user", settings.rate_limit_user_per_minute))
 
-    async def admit(self, method: str, raw_path: bytes, address: str) -> Verdict | None:
+    def admit(self, method: str, raw_path: bytes, address: str) -> Awaitable[Verdict | None]:
         """The strictest verdict on a request from this address, None when nothing is counted.
 
-        Raises RateLimitedError.
+        Raises RateLimitedError when it is awaited.
         """
         limits = self._limits_for(method, raw_path)
-        key = self._addresses.counted_as(address) if limits else None
-        return None if key is None else await self._take(limits, key, None)
+        return self._take(limits, self._addresses.counted_as(address) if limits else None, None)
 
-    async def admit_user(self, user_id: UUID, address: str, before: Verdict | None) -> Verdict | None:
+    def admit_user(self, user_id: UUID, address: str, before: Verdict | None) -> Awaitable[Verdict | None]:
         """The stricter one of the verdict so far and that on this user's requests, wherever they come from.
 
-        Raises RateLimitedError.
+        Raises RateLimitedError when it is awaited.
         """
-        if not self._user or self._addresses.counted_as(address) is None:
-            return before
-        return await self._take(self._user, str(user_id), before)
+        counted = self._user and self._addresses.counted_as(address) is not None
+        return self._take(self._user, str(user_id) if counted else None, before)
 
     def _limits_for(self, method: str, raw_path: bytes) -> tuple[Limit, ...]:
         limits = self._exact.get((method, raw_path))
@@ -66,7 +64,9 @@ class Admission:
                 return self._routes[route]
         return self._everywhere
 
-    async def _take(self, limits: Sequence[Limit], key: str, strictest: Verdict | None) -> Verdict | None:
+    async def _take(self, limits: Sequence[Limit], key: str | None, strictest: Verdict | None) -> Verdict | None:
+        if key is None:
+            return strictest
         for limit in limits:
             verdict = self._limiter.take_now(limit, key) or await self._limiter.take(limit, key)
             if not verdict.allowed:

@@ -26,7 +26,8 @@ class Pool:
 
     async def open(self) -> None:
         """Make the clients; they connect when they are used."""
-        self._clients = {service: plain_client(self._max_connections) for service in self.services}
+        # A caller who does not say what program it is has none.
+        self._clients = {service: plain_client(self._max_connections, user_agent="") for service in self.services}
 
     async def close(self) -> None:
         """Close all connections."""

@@ -88,7 +88,8 @@ class Forwarder:
                 return
             scope["route"] = route
             verdict = await self._authenticate(scope, headers, address, verdict)
-            body = await _whole_body(receive)
+            # A GET's body means nothing (RFC 9110 section 9.3.1), and goes nowhere.
+            body = b"" if scope["method"] == SAFE_METHOD else await _whole_body(receive)
             if body is not None:
                 _add_context(headers, address)
                 await self._answer(route, scope, headers, body, receive, _Answer(send, verdict))
@@ -264,7 +265,8 @@ class _Answer:
         self.begun = False
         self._send = send
         self._verdict = verdict
-        self._response: Response | None = None
+        self._status = 0
+        self._headers: Extra = []
         self._rest = b""
 
     async def give(self, reply: Reply) -> None:
@@ -276,24 +278,20 @@ class _Answer:
 
     async def take(self, response: Response) -> None:
         """Read the answer to its end; may raise whatever breaks, with nothing sent of a small one."""
-        self._response = response
+        self._status, self._headers = response.status, response_headers(response.headers.items())
         length = response.get_header("content-length")
         if length is not None and int(length) <= MAX_WHOLE_BYTES:
             self._rest = bytes(await response.bytes())
             return
-        await self._begin()
+        await self._start(self._status, self._headers)
         while chunk := await response.body_reader.read_chunk():
             await self._send({"type": "http.response.body", "body": bytes(chunk), "more_body": True})
 
     async def finish(self) -> None:
         """Send what is left."""
         if not self.begun:
-            await self._begin()
+            await self._start(self._status, self._headers)
         await self._send({"type": "http.response.body", "body": self._rest})
-
-    async def _begin(self) -> None:
-        assert self._response is not None  # noqa: S101 - take() comes first
-        await self._start(self._response.status, response_headers(self._response.headers.items()))
 
     async def _start(self, status: int, headers: Extra) -> None:
         self.begun = True

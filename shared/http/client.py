@@ -31,7 +31,7 @@ _BODY_AT_FAULT: Final = frozenset({400, 413, 415, 422})
 _CONFLICT: Final = 409
 
 
-def plain_client(max_connections: int) -> Client:
+def plain_client(max_connections: int, user_agent: str = "payment-system") -> Client:
     """An HTTP/1.1 client that does what it is told: no redirects, no decompression, no proxies, no cookies."""
     builder = (
         ClientBuilder()
@@ -47,7 +47,7 @@ def plain_client(max_connections: int) -> Client:
         .zstd(False)
         .deflate(False)
         .no_proxy()
-        .user_agent("")
+        .user_agent(user_agent)
     )
     with _patient_threads():
         return builder.build()

@@ -1,8 +1,8 @@
 """What is known about the request being handled, wherever the code is: its id, trace, address and deadline."""
 
-import asyncio
 import random
 import re
+import time
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
@@ -30,7 +30,7 @@ class Trace(NamedTuple):
 
 
 class RequestContext(NamedTuple):
-    """`deadline` is an instant of the event loop's clock, in seconds."""
+    """`deadline` is an instant of the monotonic clock, in seconds."""
 
     trace: Trace
     deadline: float
@@ -51,7 +51,7 @@ def enter_context(
         traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
         ip,
     )
-    deadline = asyncio.get_running_loop().time() + min(seconds, DEFAULT_DEADLINE_SECONDS)
+    deadline = time.monotonic() + min(seconds, DEFAULT_DEADLINE_SECONDS)
     context = RequestContext(trace, deadline)
     _current.set(context)
     return context
@@ -64,7 +64,7 @@ def current_context() -> RequestContext:
 
 def seconds_left() -> float:
     """What remains of the current request's time; zero or less when it is over."""
-    return current_context().deadline - asyncio.get_running_loop().time()
+    return current_context().deadline - time.monotonic()
 
 
 def _new_traceparent() -> str:

@@ -37,7 +37,7 @@ class ImpatientProtocol(BoundedProtocol):
 
 
 class Counting:
-    """A transport, and what was written to it each time."""
+    """A transport, and what was written to it each time; once it is closed that is an error, as with uvloop."""
 
     def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
         self._transport = transport
@@ -47,6 +47,8 @@ class Counting:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            raise RuntimeError("the handler is closed")
         self._writes.append(data)
         self._transport.write(data)
 
@@ -204,6 +206,59 @@ async def test_a_header_cannot_bring_another_one_with_it() -> None:
         answer = await talk(url, b"GET /4?a+set-cookie:b HTTP/1.1\r\nHost: x\r\n\r\n")
 
     assert answer == b""  # the connection is closed
+
+
+async def test_who_does_not_read_is_not_answered() -> None:
+    answered = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal answered
+        if scope["type"] == "http":
+            answered += 1
+            await Response(b"x" * 65_536)(scope, receive, send)
+
+    async def pauses() -> bool:
+        before = answered
+        await asyncio.sleep(0.2)
+        return 0 < answered == before
+
+    async with serving(app) as url:
+        _, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port, limit=1024)
+        writer.write((GET + b"\r\n") * 2000)
+        await eventually(pauses, LIMIT_SECONDS)
+        writer.transport.abort()
+
+    assert answered < 1000
+
+
+async def test_answers_to_nobody_are_no_errors(caplog: pytest.LogCaptureFixture) -> None:
+    left = asyncio.Event()
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+            await left.wait()
+            await send({"type": "http.response.body", "body": b"four", "more_body": True})
+            await send({"type": "http.response.body", "body": b"four"})
+            ended.append(scope["path"])
+
+    async def all_ended() -> bool:
+        return len(ended) == 2
+
+    async with serving(app, http=CountedProtocol) as url:
+        answer = await talk(url, GET + b"\r\nno request\r\n\r\n")  # which the connection does not outlive
+        _, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+        writer.write(GET + b"\r\n")
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await asyncio.sleep(0.1)
+        left.set()
+        await eventually(all_ended, LIMIT_SECONDS)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert "Exception in ASGI application" not in caplog.text
+    assert "without completing" not in caplog.text
 
 
 async def test_a_head_is_answered_without_a_body() -> None:
