@@ -88,8 +88,7 @@ class Forwarder:
                 return
             scope["route"] = route
             verdict = await self._authenticate(scope, headers, address, verdict)
-            # A GET's body means nothing (RFC 9110 section 9.3.1), and goes nowhere.
-            body = b"" if scope["method"] == SAFE_METHOD else await _whole_body(receive)
+            body = await _whole_body(receive)
             if body is not None:
                 _add_context(headers, address)
                 await self._answer(route, scope, headers, body, receive, _Answer(send, verdict))
