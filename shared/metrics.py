@@ -27,9 +27,8 @@ class HttpMetrics(Collector):
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, so that ids never become labels."""
-        route = scope.get("route")
-        method = scope["method"]
-        key = (method if method in _METHODS else "other", "unmatched" if route is None else route.path, status)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        key = (method, getattr(scope.get("route"), "path", "unmatched"), status)
         latencies = self._latencies.get(key)
         if latencies is None:
             latencies = self._latencies[key] = [0.0] * (len(_LATENCY_BUCKETS_SECONDS) + 2)
