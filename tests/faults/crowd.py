@@ -107,11 +107,11 @@ class Crowd:
                 await self._ask(payment)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def renaming(self) -> None:
-        """Change one person's name again and again: many events of one subject."""
+    async def moving(self) -> None:
+        """Change one person's phone number again and again: many events of one subject, and the same mails."""
         while not self.stopped:
-            name = {"first_name": f"Zoë {chr(ord('A') + len(self.profiles) % 26)}"}
-            response = await self.client.patch("/users/me", json=name, headers=self.people[0].headers)
+            phone = {"phone": f"+12345678{len(self.profiles) % 100:02}"}
+            response = await self.client.patch("/users/me", json=phone, headers=self.people[0].headers)
             self.profiles.append(response.status_code)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -148,7 +148,7 @@ async def crowd_at(gateway: str) -> AsyncIterator[Crowd]:
         people = await asyncio.gather(*(_newcomer(client) for _ in range(PEOPLE)))
         crowd = Crowd(client, people, began)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(crowd.renaming())
+            tasks.create_task(crowd.moving())
             for number in range(CLIENTS):
                 tasks.create_task(crowd.busy(number))
             try:
