@@ -52,6 +52,8 @@ class JoinedAnswer(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """Take the next part of the answer."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()  # whoever does not read is not answered
         if self.disconnected or self.transport.is_closing():
             self.disconnected = True  # of the requests on a connection, only the last one is told
             return
@@ -61,15 +63,12 @@ class JoinedAnswer(RequestResponseCycle):
             if self._head:
                 return
         elif message["type"] == "http.response.body" and self._head:
-            if self.flow.write_paused:
-                await self.flow.drain()  # whoever does not read is not answered
             head, self._head = self._head, b""
             body = message.get("body", b"")
             if len(body) == self.expected_content_length and not message.get("more_body"):
                 self._end(head + body)
                 return
-            if not self.transport.is_closing():
-                self.transport.write(head)
+            self.transport.write(head)
         await super().send(message)
 
     def _plain_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -96,8 +95,7 @@ class JoinedAnswer(RequestResponseCycle):
         return b"%b%b%b" % (STATUS_LINE[status], lines, _END_OF_HEAD if self.keep_alive else _LAST_END_OF_HEAD)
 
     def _end(self, answer: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(answer)
+        self.transport.write(answer)
         self.expected_content_length = 0
         self.response_complete = True
         self.message_event.set()

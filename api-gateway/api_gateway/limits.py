@@ -225,11 +225,8 @@ class RateLimiter:
         """The verdict on one request, if it needs no question to Redis."""
         account = self._accounts.get((limit.name, key))
         now = time.monotonic()
-        if account is not None and now < account.valid_until:
-            if account.left:
-                return self._spend(account, now, "leased")
-            if account.covers(1, now):
-                return self._settle(account, now, "leased")
+        if account is not None and account.covers(1, now):
+            return self._settle(account, now, "leased")
         if now < self._out_until:
             return self._decide_alone(self._account(limit, key), now)
         return None
@@ -284,15 +281,11 @@ class RateLimiter:
         """The verdict on one request by the lot in hand; without one, by what this process has let through."""
         if now >= account.valid_until or not (account.left or account.last):
             return self._decide_alone(account, now)
-        if account.left:
-            return self._spend(account, now, source)
-        return self._verdict(account, now, source, False, account.spare, account.frees_at)
-
-    def _spend(self, account: _Account, now: float, source: str) -> Verdict:
-        """Let one request pass by the lot in hand."""
-        account.left -= 1
-        account.note(int(now * self._slots_per_second))
-        return self._verdict(account, now, source, True, account.spare + account.left, account.frees_at)
+        allowed = account.left > 0
+        if allowed:
+            account.left -= 1
+            account.note(int(now * self._slots_per_second))
+        return self._verdict(account, now, source, allowed, account.spare + account.left, account.frees_at)
 
     def _decide_alone(self, account: _Account, now: float) -> Verdict:
         self._forget(account, now)

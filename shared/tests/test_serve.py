@@ -57,9 +57,14 @@ class CountedProtocol(BoundedProtocol):
     """As every service's, seen from the transport's side."""
 
     writes: ClassVar[list[bytes]] = []
+    lost: ClassVar[int] = 0  # connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Counting(transport, self.writes))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        CountedProtocol.lost += 1
+        super().connection_lost(exc)
 
 
 def echo_app() -> FastAPI:
@@ -233,28 +238,37 @@ async def test_who_does_not_read_is_not_answered() -> None:
 
 async def test_answers_to_nobody_are_no_errors(caplog: pytest.LogCaptureFixture) -> None:
     left = asyncio.Event()
+    begun: list[str] = []
     ended: list[str] = []
+    lost_before = CountedProtocol.lost
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+            begun.append(scope["path"])
             await left.wait()
             await send({"type": "http.response.body", "body": b"four", "more_body": True})
             await send({"type": "http.response.body", "body": b"four"})
             ended.append(scope["path"])
 
-    async def all_ended() -> bool:
+    async def both_begun() -> bool:
+        return len(begun) == 2
+
+    async def both_lost() -> bool:
+        return CountedProtocol.lost == lost_before + 2
+
+    async def both_ended() -> bool:
         return len(ended) == 2
 
     async with serving(app, http=CountedProtocol) as url:
         answer = await talk(url, GET + b"\r\nno request\r\n\r\n")  # which the connection does not outlive
         _, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
         writer.write(GET + b"\r\n")
-        await asyncio.sleep(0.1)
+        await eventually(both_begun, LIMIT_SECONDS)
         writer.transport.abort()
-        await asyncio.sleep(0.1)
+        await eventually(both_lost, LIMIT_SECONDS)
         left.set()
-        await eventually(all_ended, LIMIT_SECONDS)
+        await eventually(both_ended, LIMIT_SECONDS)
 
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert "Exception in ASGI application" not in caplog.text

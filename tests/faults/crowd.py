@@ -107,7 +107,7 @@ class Crowd:
                 await self._ask(payment)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def moving(self) -> None:
+    async def changing_numbers(self) -> None:
         """Change one person's phone number again and again: many events of one subject, and the same mails."""
         while not self.stopped:
             phone = {"phone": f"+12345678{len(self.profiles) % 100:02}"}
@@ -148,7 +148,7 @@ async def crowd_at(gateway: str) -> AsyncIterator[Crowd]:
         people = await asyncio.gather(*(_newcomer(client) for _ in range(PEOPLE)))
         crowd = Crowd(client, people, began)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(crowd.moving())
+            tasks.create_task(crowd.changing_numbers())
             for number in range(CLIENTS):
                 tasks.create_task(crowd.busy(number))
             try:

@@ -278,9 +278,7 @@ async def test_fifty_wishes_to_cancel_through_two_processes_cancel_once(banks: t
 
     answers = await asyncio.gather(*(scene.ask(banks[number % 2]) for number in range(50)))
 
-    # On a slow machine the last of them wait for the row for too long, and hear that nothing was done.
-    assert {200, 202} & {answer.status_code for answer in answers}
-    assert {answer.status_code for answer in answers} <= {200, 202, 503}
+    assert {answer.status_code for answer in answers} <= {200, 202}
     last = await scene.ask(banks[0])
     assert (last.status_code, last.json()["failure_code"]) == (200, "cancelled")
     [effect] = (await banks[0].effects(scene.id)).values()
