@@ -146,9 +146,3 @@ async def forget_guesses(platform: Platform, redis: Redis) -> None:
     """Nobody has given a wrong password any more."""
     pattern = f"{platform.sandbox.environment['REDIS_KEY_PREFIX']}guesses:*"
     await redis.eval("for _, key in ipairs(redis.call('keys', ARGV[1])) do redis.call('del', key) end", 0, pattern)
-
-
-def without_ids(problem: httpx.Response) -> dict[str, Any]:
-    """A problem document without what is different in every answer: the request, and the record of it."""
-    body: dict[str, Any] = problem.json()
-    return {name: value for name, value in body.items() if name not in {"instance", "request_id", "transaction_id"}}

@@ -12,9 +12,10 @@ import pytest
 
 from api_gateway.routes import owner_of
 from shared.ids import new_id
+from shared.testing.problems import without_ids
 from shared.testing.waiting import eventually
 from tests.platform import Platform
-from tests.security.people import Actor, Books, newcomer, signed_in, without_ids
+from tests.security.people import Actor, Books, newcomer, signed_in
 from tests.security.rules import RULES, Cast, Rule
 
 METHODS: Final = ("get", "post", "put", "patch", "delete", "head", "options", "trace")

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from shared.testing.problems import without_ids
 from shared.testing.servers import serving
 from tests.platform import Platform
 from tests.security.people import (
@@ -19,7 +20,6 @@ from tests.security.people import (
     newcomer,
     registration,
     signed_in,
-    without_ids,
 )
 from user_service.app import create_app as create_user_service
 from user_service.settings import UserSettings
@@ -182,7 +182,7 @@ async def test_a_password_of_1025_characters_is_none(client: httpx.AsyncClient, 
     response = await client.post("/users/register", json=registration(password="a1" * 512 + "b"))
 
     assert response.status_code == 422
-    assert "a1a1" not in response.text
+    assert "a1" * 4 not in response.text
     assert await books.state() == before
 
 

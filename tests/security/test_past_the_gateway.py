@@ -9,9 +9,10 @@ import httpx
 import pytest
 
 from shared.ids import new_id
+from shared.testing.problems import without_ids
 from shared.testing.tokens import service_headers
 from tests.platform import Platform
-from tests.security.people import PASSWORD, Actor, Books, newcomer, without_ids
+from tests.security.people import PASSWORD, Actor, Books, newcomer
 from tests.security.wire import head, status_of, talk
 
 SERVICES: Final = ("user-service", "wallet-service", "transaction-service", "payment-gateway", "notification-service")

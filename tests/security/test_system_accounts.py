@@ -6,7 +6,8 @@ from typing import Final
 
 import pytest
 
-from tests.security.people import Actor, Books, newcomer, without_ids
+from shared.testing.problems import without_ids
+from tests.security.people import Actor, Books, newcomer
 from wallet_service.domain import system_account
 
 NAMES: Final = ("external:stripe:USD", "external:paypal:USD", "fees:USD", "suspense:USD", "receivable:USD")

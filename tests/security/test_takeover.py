@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from shared.ids import new_id
+from shared.testing.problems import without_ids
 from shared.testing.waiting import eventually
 from tests.platform import Platform
-from tests.security.people import PASSWORD, Actor, Books, newcomer, registration, signed_in, without_ids
+from tests.security.people import PASSWORD, Actor, Books, newcomer, registration, signed_in
 
 # -------------------------------------------------------------------------------------------------------- addresses
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from shared.ids import new_id
+from shared.testing.problems import without_ids
 from shared.testing.tokens import Person, by_gateway, service_headers
 from wallet_service.testing import LedgerClient, OpenWallet, Outbox, Rows, posting
 
@@ -104,14 +105,9 @@ async def test_somebody_elses_wallet_looks_like_none(
     missing = await client.get(f"/wallets/{new_id()}{suffix}", headers=alice.headers)
 
     assert foreign.status_code == missing.status_code == 404
-    assert _told(foreign) == _told(missing)
+    assert without_ids(foreign) == without_ids(missing)
     assert (await client.get(f"/wallets/{theirs}{suffix}", headers=Person("admin").headers)).status_code == 200
     assert (await client.get(f"/wallets/{theirs}{suffix}")).status_code == 401
-
-
-def _told(response: httpx.Response) -> dict[str, object]:
-    body = response.json()
-    return {name: body[name] for name in body if name not in {"request_id", "instance"}}
 
 
 async def test_a_system_account_is_nobodys_wallet(
@@ -322,7 +318,7 @@ async def test_a_strangers_order_is_answered_as_for_a_wallet_that_is_not_there(
     anonymous = await client.post(f"/wallets/{theirs}/{verb}")
 
     assert foreign.status_code == missing.status_code == missing_for_admin.status_code == 404
-    assert _told(foreign) == _told(missing) == _told(missing_for_admin)
+    assert without_ids(foreign) == without_ids(missing) == without_ids(missing_for_admin)
     assert anonymous.status_code == 401
     assert await told(outbox, theirs) == [(1, "wallets.created.v1")]
 

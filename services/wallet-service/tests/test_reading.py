@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.ids import new_id
 from shared.redis import connect
+from shared.testing.problems import without_ids
 from shared.testing.sandbox import Sandbox
 from shared.testing.servers import in_process
 from shared.testing.tokens import Person
@@ -107,13 +108,8 @@ async def test_a_warm_wallet_of_somebody_else_looks_like_none(
     assert (foreign.status_code, missing.status_code, admins.status_code) == (404, 404, 200)
     for response in (foreign, missing):
         assert response.headers["content-type"] == "application/problem+json"
-    assert _told(foreign) == _told(missing)
+    assert without_ids(foreign) == without_ids(missing)
     assert (await client.get(f"/wallets/{wallet_id}{suffix}")).status_code == 401
-
-
-def _told(response: httpx.Response) -> dict[str, object]:
-    body = response.json()
-    return {name: body[name] for name in body if name not in {"request_id", "instance"}}
 
 
 @pytest.mark.parametrize("wallet_id", ["me", "%7B{id}%7D", "urn:uuid:{id}", "{id}0", "{plain}", "{odd}"])
@@ -200,7 +196,7 @@ async def test_wallets_that_are_opened_at_the_same_moment_are_all_listed(
         assert {wallet["currency"] for wallet in listed} == set(currencies)
 
 
-async def test_a_posting_that_is_repeated_puts_right_what_redis_was_not_told(
+async def test_a_posting_that_is_repeated_puts_right_what_redis_was_notwithout_ids(
     client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet, sandbox: Sandbox
 ) -> None:
     alice, bob = Person(), Person()
