@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.database import BATCH_LOCK_TIMEOUT_MS, Asyncpg, Database, LockTimeoutError, migrate
+from shared.database import BATCH_LOCK_TIMEOUT_MS, POOL_SIZE, Asyncpg, Database, LockTimeoutError, migrate
 from shared.ids import new_id
 from shared.money import Money
 from shared.outbox import Relay
@@ -578,3 +578,18 @@ async def test_keys_are_kept_for_30_days_and_no_longer(journal: Journal, table: 
     assert isinstance(again, Transaction)
     assert isinstance(replayed, Answer)
     assert await table.count(user_id) == 3
+
+
+async def test_wishes_to_cancel_are_patient_and_in_nobodys_way(sandbox: Sandbox, journal: Journal) -> None:
+    [wanted] = await opened(journal, transfer())
+
+    async with kept(sandbox, LOCK, [wanted.id]):
+        wishes = [asyncio.create_task(journal.request_cancel(wanted.id)) for _ in range(POOL_SIZE)]
+        given_up, _ = await asyncio.wait(wishes, timeout=2 * BATCH_LOCK_TIMEOUT_MS / 1000)
+        began = time.monotonic()
+        await opened(journal, transfer("k"))
+        seconds = time.monotonic() - began
+
+    assert not given_up
+    assert seconds < BOUND_SECONDS
+    assert [noted.id for noted in await asyncio.gather(*wishes) if noted] == [wanted.id] * POOL_SIZE

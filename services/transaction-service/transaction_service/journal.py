@@ -102,9 +102,12 @@ class Journal:
             return await queries.claim_due(connection, types, SWEEP_LIMIT, LEASE_SECONDS)
 
     async def request_cancel(self, transaction_id: UUID) -> Transaction | None:
-        """Note that its owner wants it stopped; None when it is no longer pending."""
-        async with self._database.batch() as connection:
-            return await queries.request_cancel(connection, transaction_id, LEASE_SECONDS)
+        """Note that its owner wants it stopped; None when it is no longer pending.
+
+        Many wishes for one transaction wait for each other, and so on no connection that batches need.
+        """
+        async with self._database.transaction() as session:
+            return await queries.request_cancel(session, transaction_id, LEASE_SECONDS)
 
     async def statuses(self, transaction_ids: Sequence[UUID]) -> dict[UUID, Status]:
         """How the transactions stand."""

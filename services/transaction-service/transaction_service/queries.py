@@ -1,10 +1,10 @@
-"""SQL of transaction-service: set-based functions for the journal, ORM ones for reading."""
+"""SQL of transaction-service: set-based functions for the journal, ORM ones for one transaction or a page."""
 
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -231,18 +231,6 @@ async def claim(
     return {row["id"]: _transaction(row) for row in rows}
 
 
-async def request_cancel(connection: Asyncpg, transaction_id: UUID, lease_seconds: float) -> Transaction | None:
-    """Note that the owner wants the transaction stopped, if it is still open; it is leased to the caller."""
-    row = await connection.fetchrow(
-        "update transactions t set cancel_requested = true, attempts = t.attempts + 1, "
-        "  next_attempt_at = now() + make_interval(secs => $2) "
-        f"where id = $1 and status = 'pending' returning {_RETURNED}",
-        transaction_id,
-        lease_seconds,
-    )
-    return _transaction(row) if row else None
-
-
 async def wake(connection: Asyncpg, transaction_id: UUID) -> None:
     """Have the sweeper take the transaction up at once, if it waits: before that its request is at work on it."""
     await connection.execute(
@@ -351,7 +339,23 @@ async def free_keys(connection: Asyncpg, transaction_ids: Sequence[UUID]) -> Non
     )
 
 
-# -------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------- one at a time
+
+
+async def request_cancel(session: AsyncSession, transaction_id: UUID, lease_seconds: float) -> Transaction | None:
+    """Note that the owner wants the transaction stopped, if it is still open; it is leased to the caller."""
+    statement = (
+        sa.update(TransactionRow)
+        .where(TransactionRow.id == transaction_id, TransactionRow.status == Status.PENDING)
+        .values(
+            cancel_requested=True,
+            attempts=TransactionRow.attempts + 1,
+            next_attempt_at=sa.func.now() + timedelta(seconds=lease_seconds),
+        )
+        .returning(TransactionRow)
+    )
+    row = (await session.scalars(statement)).one_or_none()
+    return _from_row(row) if row else None
 
 
 async def visible(session: AsyncSession, user_id: UUID | None, transaction_id: UUID) -> Transaction | None:
