@@ -29,7 +29,8 @@ DRAIN_SECONDS: Final = 15
 # costs the ledger a fifth of its time.
 GC_THRESHOLD: Final = 10_000
 
-_UNUSUAL: Final = frozenset({b"connection", b"transfer-encoding"})
+_UNUSUAL: Final = (b"connection", b"transfer-encoding")
+_HASH: Final = ord("#")
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _LAST_END_OF_HEAD: Final = b"\r\nconnection: close\r\n\r\n"
 _CONTROLS: Final = bytes({*range(32), 127} - {ord("\t")})
@@ -79,7 +80,7 @@ class JoinedAnswer(RequestResponseCycle):
         if (
             length is None
             or len(named) < len(headers)
-            or not _UNUSUAL.isdisjoint(named)
+            or not named.keys().isdisjoint(_UNUSUAL)
             or self.scope["method"] == "HEAD"
             or self.access_log
         ):
@@ -92,7 +93,7 @@ class JoinedAnswer(RequestResponseCycle):
         self.waiting_for_100_continue = False
         self.chunked_encoding = False
         self.expected_content_length = int(length)
-        return b"%b%b%b" % (STATUS_LINE[status], lines, _END_OF_HEAD if self.keep_alive else _LAST_END_OF_HEAD)
+        return b"".join((STATUS_LINE[status], lines, _END_OF_HEAD if self.keep_alive else _LAST_END_OF_HEAD))
 
     def _end(self, answer: bytes) -> None:
         self.transport.write(answer)
@@ -161,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         # A fragment is no part of a request's target (RFC 9112 section 3.2); the parser would pass over it, so that
         # what stands in front reads another path. What is raised here becomes a 400.
-        if b"#" in url:
+        if _HASH in url:
             raise ValueError("a target with a fragment")
         super().on_url(url)
 

@@ -33,6 +33,7 @@ _ENCODING: Final = b"content-encoding"
 _LENGTH: Final = b"content-length"
 _CHUNKED: Final = b"transfer-encoding"
 _OWN_HEADERS: Final = frozenset({_REQUEST_ID, _TRACEPARENT, _DEADLINE, _ENCODING, _LENGTH, _CHUNKED})
+_PERCENT: Final = ord("%")
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # whatever has no effect that anybody is told of
 _CLOSE: Final = (b"connection", b"close")
 # Of every answer that says nothing else.
@@ -44,7 +45,8 @@ _log = logging.getLogger(__name__)
 class Edge:
     """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it).
 
-    `headers`, their names in lower case, are those of every answer that does not have them already. With `tokens`, by
+    `scope["has_body"]` tells the application whether a body comes, before it waits for one. `headers`, their names in
+    lower case, are those of every answer that does not have them already. With `tokens`, by
     which the gateway proves itself, the context of what may change something has the caller's address.
     """
 
@@ -64,6 +66,7 @@ class Edge:
         self._body_timeout_seconds = body_timeout_seconds
         self._tokens = tokens
         self._headers = [*_HEADERS, *((name.encode(), value.encode()) for name, value in (headers or {}).items())]
+        self._names = {_REQUEST_ID, *(name for name, _ in self._headers)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,7 +80,6 @@ class Edge:
             None if self._tokens is None or scope["method"] in _READING else caller_address(scope, self._tokens),
         )
         request_id = (_REQUEST_ID, context.trace.request_id.encode())
-        max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
         started_at = perf_counter()
         status = 0
         ended = False
@@ -93,10 +95,13 @@ class Edge:
 
         try:
             _check_target(scope)
+            scope["has_body"] = False
             if head:
+                max_bytes = MAX_INTERNAL_BODY_BYTES if scope["path"].startswith(INTERNAL_PATH) else MAX_BODY_BYTES
                 _check_head(head, max_bytes)
-            if _CHUNKED in head or head.get(_LENGTH, b"0") != b"0":
-                receive = _BoundedBody(receive, self._body_timeout_seconds, max_bytes).receive
+                if _CHUNKED in head or head.get(_LENGTH, b"0") != b"0":
+                    scope["has_body"] = True
+                    receive = _BoundedBody(receive, self._body_timeout_seconds, max_bytes).receive
             await self._app(scope, receive, send_with_headers)
         except AppError as error:
             if status:
@@ -119,9 +124,11 @@ class Edge:
         """An answer's headers with those that every answer has."""
         kept = [*headers]
         named = dict(kept)
-        if _REQUEST_ID in named:
+        if self._names.isdisjoint(named):
+            kept += self._headers
+        else:
             kept = [header for header in kept if header[0] != _REQUEST_ID]
-        kept += [header for header in self._headers if header[0] not in named]
+            kept += [header for header in self._headers if header[0] not in named]
         kept.append(request_id)
         if status in {408, 413}:
             kept.append(_CLOSE)  # what is left of the body is not read
@@ -129,7 +136,7 @@ class Edge:
 
     def _deadline_seconds(self, value: bytes) -> float:
         if self._trust_deadline and value.isdigit() and len(value) <= 6:
-            return int(value) / 1000
+            return min(int(value) / 1000, DEFAULT_DEADLINE_SECONDS)
         return DEFAULT_DEADLINE_SECONDS
 
 
@@ -154,7 +161,7 @@ def _own_headers(scope: Scope) -> dict[bytes, bytes]:
 
 def _check_target(scope: Scope) -> None:
     for part in (scope.get("raw_path", b""), scope["query_string"]):
-        if b"%00" in part or b"\x00" in part:
+        if 0 in part or (_PERCENT in part and b"%00" in part):
             raise AppError("url_invalid", 400, "The URL contains a NUL character.")
 
 
