@@ -32,14 +32,10 @@ class ClientAddresses:
 
     def __init__(self, trusted: Sequence[Network] = (), exempt: Sequence[Network] = ()) -> None:
         self._trusted = tuple(trusted)
+        self.trusts_somebody = bool(trusted)  # whether anybody's X-Forwarded-For may count
         self._exempt = tuple(exempt)
         self._known = lru_cache(MAX_REMEMBERED)(self._look_at)
         self._keys = lru_cache(MAX_REMEMBERED)(self._find_key)
-
-    @property
-    def trusts_somebody(self) -> bool:
-        """Whether anybody's `X-Forwarded-For` may count."""
-        return bool(self._trusted)
 
     def client_address(self, peer: str, forwarded_for: Sequence[bytes] = ()) -> str:
         """The address that reached the first trusted proxy; `forwarded_for` are the header's values in their order.

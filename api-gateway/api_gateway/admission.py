@@ -38,6 +38,7 @@ class Admission:
         self._exact[LOGIN] = (*login, *self._limits_for(*LOGIN))
         self._exact |= {(method, path): () for method in (*METHODS, "HEAD", "OPTIONS") for path in HEALTH}
         self._user = _limits(("user", settings.rate_limit_user_per_minute))
+        self.limits_users = bool(self._user)
 
     def admit(self, method: str, raw_path: bytes, address: str) -> Awaitable[Verdict | None]:
         """The strictest verdict on a request from this address, None when nothing is counted.
@@ -52,7 +53,7 @@ class Admission:
 
         Raises RateLimitedError when it is awaited.
         """
-        counted = self._user and self._addresses.counted_as(address) is not None
+        counted = self._addresses.counted_as(address) is not None
         return self._take(self._user, str(user_id) if counted else None, before)
 
     def _limits_for(self, method: str, raw_path: bytes) -> tuple[Limit, ...]:

@@ -74,17 +74,18 @@ class Creations:
 
     async def _replies(self, creations: Sequence[Creation], timeout_seconds: float) -> bundle.Replies:
         trace = current_context().trace
+        timeout_ms = int(timeout_seconds * 1000)
         headers = {
             "Content-Type": bundle.MEDIA_TYPE,
             "Authorization": f"Bearer {self._tokens.issue(SERVICE)}",
             REQUEST_ID_HEADER: trace.request_id,
             TRACEPARENT_HEADER: trace.traceparent,
-            DEADLINE_HEADER: str(int(timeout_seconds * 1000)),
+            DEADLINE_HEADER: str(timeout_ms),
         }
         body = bundle.write_parcels([creation.parcel for creation in creations])
         attempt = self._breaker.begin()
         try:
-            async with self._pool.request(SERVICE, "POST", PATH, headers, body, timeout_seconds) as response:
+            async with self._pool.request(SERVICE, "POST", PATH, headers, body, timeout_ms) as response:
                 self._breaker.succeeded(attempt)
                 answer = bytes(await response.bytes())
         except FAILURES as failure:

@@ -104,15 +104,13 @@ class Limit:
 class Verdict(NamedTuple):
     """Whether a request passes, and what is left to its key.
 
-    `reset_seconds` is how long until the oldest request no longer counts, so that there is one more;
-    `retry_after_seconds` is the same for a refused request and 0 for an allowed one.
+    `reset_seconds` is how long until the oldest request no longer counts, so that there is one more.
     """
 
     allowed: bool
     limit: int
     remaining: int
     reset_seconds: int
-    retry_after_seconds: int
 
 
 def rate_limit_headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
@@ -133,7 +131,7 @@ class RateLimitedError(AppError):
             "rate_limited",
             429,
             "Too many requests; wait as long as Retry-After says.",
-            headers=headers | {"Retry-After": str(verdict.retry_after_seconds)},
+            headers=headers | {"Retry-After": str(verdict.reset_seconds)},
         )
 
 
@@ -296,16 +294,15 @@ class RateLimiter:
             account.untold += 1
         oldest_at = min(now, (account.uses[0] + 1) / self._slots_per_second)
         frees_at = oldest_at + self._window_seconds
-        return self._verdict(account, now, "alone", allowed, account.limit.per_minute - used - 1, frees_at)
+        remaining = max(0, account.limit.per_minute - used - 1)
+        return self._verdict(account, now, "alone", allowed, remaining, frees_at)
 
     def _verdict(
         self, account: _Account, now: float, source: str, allowed: bool, remaining: int, frees_at: float
     ) -> Verdict:
-        self._metrics.count(account.limit.name, source, allowed)
-        reset_seconds = max(1, math.ceil(frees_at - now))
-        return Verdict(
-            allowed, account.limit.per_minute, max(0, remaining), reset_seconds, 0 if allowed else reset_seconds
-        )
+        self._metrics.verdicts[account.limit.name, source, allowed] += 1
+        reset_seconds = math.ceil(frees_at - now)
+        return Verdict(allowed, account.limit.per_minute, remaining, reset_seconds if reset_seconds > 0 else 1)
 
     async def _lease(self, asked: Mapping[_Account, int], now: float) -> None:
         """A new lot for each account, or the knowledge that there is none; raises one of OUT."""
@@ -381,12 +378,8 @@ class _Metrics(Collector):
     """Verdicts by limit, by where they came from and by outcome, counted in plain numbers as HTTP requests are."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._verdicts: defaultdict[tuple[str, str, bool], int] = defaultdict(int)
+        self.verdicts: defaultdict[tuple[str, str, bool], int] = defaultdict(int)
         registry.register(self)
-
-    def count(self, limit: str, source: str, allowed: bool) -> None:
-        """Count one verdict."""
-        self._verdicts[limit, source, allowed] += 1
 
     def collect(self) -> Iterator[Metric]:
         """The figures in Prometheus' model."""
@@ -395,6 +388,6 @@ class _Metrics(Collector):
             "Verdicts: leased (by what Redis last said), asked (of Redis now), alone (Redis is out).",
             labels=["limit", "source", "outcome"],
         )
-        for (limit, source, allowed), number in self._verdicts.items():
+        for (limit, source, allowed), number in self.verdicts.items():
             verdicts.add_metric([limit, source, "allowed" if allowed else "refused"], number)
         yield verdicts

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Final
 
 from pyreqwest.client import Client
@@ -41,17 +42,22 @@ class Pool:
         target: str,
         headers: Mapping[str, str],
         body: bytes = b"",
-        timeout_seconds: float | None = None,
+        timeout_ms: int | None = None,
     ) -> StreamRequest:
         """A request as it is: `target` is path and query, encoded already. Enter it to send it and have the answer.
 
-        An answer of up to 256 KB has come whole by then. `timeout_seconds` bounds everything up to the answer's end,
+        An answer of up to 256 KB has come whole by then. `timeout_ms` bounds everything up to the answer's end,
         also when nobody waits for it any more. Without it, the answer is an endless one and comes as it is sent.
         """
         request = self._clients[service].request(method, self._urls[service] + target).headers(headers)
         if body:
             request = request.body_bytes(body)
-        if timeout_seconds is None:
+        if timeout_ms is None:
             return request.streamed_read_buffer_limit(0).build_streamed()
-        request = request.timeout(timedelta(seconds=timeout_seconds))
+        request = request.timeout(_milliseconds(timeout_ms))
         return request.streamed_read_buffer_limit(MAX_WHOLE_BYTES).build_streamed()
+
+
+@lru_cache(maxsize=10_000)  # most requests have all their time left
+def _milliseconds(number: int) -> timedelta:
+    return timedelta(milliseconds=number)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import re
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
@@ -31,7 +32,6 @@ from shared.http.context import (
     REQUEST_ID_HEADER,
     TRACEPARENT_HEADER,
     current_context,
-    seconds_left,
 )
 
 MAX_CONNECTIONS_PER_SERVICE: Final = 512
@@ -87,11 +87,15 @@ class Forwarder:
                 await self._app(scope, receive, _with(verdict, send))
                 return
             scope["route"] = route
-            verdict = await self._authenticate(scope, headers, address, verdict)
-            body = await _whole_body(receive)
+            _check_target(scope)
+            if (scope["method"], scope["raw_path"]) not in PUBLIC:
+                authorization = headers.get("Authorization", "")
+                caller = self._callers.recognise(authorization) or await self._callers.authenticate(authorization)
+                if self._admission.limits_users:
+                    verdict = await self._admission.admit_user(caller.user_id, address, verdict)
+            body = await _whole_body(receive) if scope["has_body"] else b""
             if body is not None:
-                _add_context(headers, address)
-                await self._answer(route, scope, headers, body, receive, _Answer(send, verdict))
+                await self._answer(route, scope, headers, body, address, receive, _Answer(send, verdict))
         except AppError as error:
             if verdict is not None:
                 error.headers |= {name.decode(): value.decode() for name, value in rate_limit_headers(verdict)}
@@ -104,32 +108,21 @@ class Forwarder:
         forwarded_for = [value for name, value in scope["headers"] if name == _FORWARDED_FOR]
         return self._addresses.client_address(peer, forwarded_for)
 
-    async def _authenticate(
-        self, scope: Scope, headers: Mapping[str, str], address: str, verdict: Verdict | None
-    ) -> Verdict | None:
-        """Let a request with a known method and, off the public paths, a valid token pass."""
-        if scope["method"] not in METHODS:
-            raise AppError(
-                "method_not_allowed", 405, "Method Not Allowed.", headers={"Allow": ", ".join(sorted(METHODS))}
-            )
-        if not _QUERY.fullmatch(scope["query_string"]):
-            raise AppError("url_invalid", 400, "The URL contains characters that must be escaped.")
-        if (scope["method"], scope["raw_path"]) in PUBLIC:
-            return verdict
-        authorization = headers.get("Authorization", "")
-        caller = self._callers.recognise(authorization) or await self._callers.authenticate(authorization)
-        return await self._admission.admit_user(caller.user_id, address, verdict)
-
     async def _answer(
         self,
         route: Route,
         scope: Scope,
         headers: dict[str, str],
         body: bytes,
+        address: str,
         receive: Receive,
         answer: "_Answer",
     ) -> None:
-        timeout = min(self._timeout_seconds, seconds_left())
+        context = current_context()
+        headers[REQUEST_ID_HEADER] = context.trace.request_id
+        headers[TRACEPARENT_HEADER] = context.trace.traceparent
+        headers[FORWARDED_FOR_HEADER] = address
+        timeout = min(self._timeout_seconds, context.deadline - time.monotonic())
         if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
             reply = await self._creations.send(_creation(headers, body, timeout))
             if reply is not None:
@@ -137,17 +130,19 @@ class Forwarder:
                 return
         if scope["method"] != SAFE_METHOD:  # what changes something is on record with the caller's address
             headers[GATEWAY_TOKEN_HEADER] = f"Bearer {self._service_tokens.issue(route.service)}"
-        headers[DEADLINE_HEADER] = str(max(0, int(timeout * 1000)))
+        timeout_ms = int(timeout * 1000) if timeout > 0 else 0
+        headers[DEADLINE_HEADER] = str(timeout_ms)
         hung_up = False
         try:
             if scope["raw_path"].endswith(STREAM):
                 async with asyncio.timeout(timeout) as limit, _HangUp(receive, limit) as hang_up:
                     try:
-                        await self._attempt(route, scope, headers, body, answer, None, hang_up)
+                        await self._forward(route, scope, headers, body, answer, None, hang_up)
                     finally:
                         hung_up = hang_up.happened
             else:
-                await self._forward(route, scope, headers, body, answer, timeout)
+                may_repeat = scope["method"] == SAFE_METHOD
+                await self._forward(route, scope, headers, body, answer, timeout_ms, may_repeat=may_repeat)
         except FAILURES as failure:
             if hung_up:
                 return
@@ -164,41 +159,39 @@ class Forwarder:
         headers: Mapping[str, str],
         body: bytes,
         answer: "_Answer",
-        timeout_seconds: float,
-    ) -> None:
-        try:
-            await self._attempt(route, scope, headers, body, answer, timeout_seconds)
-        except PyreqwestError as failure:
-            if scope["method"] != SAFE_METHOD or answer.begun or isinstance(failure, TimeoutError):
-                raise
-            await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
-            await self._attempt(route, scope, headers, body, answer, timeout_seconds)
-
-    async def _attempt(
-        self,
-        route: Route,
-        scope: Scope,
-        headers: Mapping[str, str],
-        body: bytes,
-        answer: "_Answer",
-        timeout_seconds: float | None,
+        timeout_ms: int | None,
         hang_up: "_HangUp | None" = None,
+        *,
+        may_repeat: bool = False,
     ) -> None:
         breaker = self._breakers[route.service]
         attempt = breaker.begin()
-        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, timeout_seconds)
+        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, timeout_ms)
         try:
             async with request as response:
                 breaker.succeeded(attempt)
                 if hang_up is not None and _is_event_stream(response):
                     hang_up.watch_without_limit()
                 await answer.take(response)
-        except PyreqwestError:
+            return
+        except PyreqwestError as failure:
             breaker.failed(attempt)
-            raise
+            if not may_repeat or answer.begun or isinstance(failure, TimeoutError):
+                raise
         except asyncio.CancelledError:
             breaker.given_up(attempt)
             raise
+        await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
+        await self._forward(route, scope, headers, body, answer, timeout_ms)
+
+
+def _check_target(scope: Scope) -> None:
+    if scope["method"] not in METHODS:
+        raise AppError(
+            "method_not_allowed", 405, "Method Not Allowed.", headers={"Allow": ", ".join(sorted(METHODS))}
+        )
+    if scope["query_string"] and not _QUERY.fullmatch(scope["query_string"]):
+        raise AppError("url_invalid", 400, "The URL contains characters that must be escaped.")
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
@@ -217,13 +210,6 @@ def _target(scope: Scope) -> str:
     path: str = scope["raw_path"].decode("ascii")
     query: bytes = scope["query_string"]
     return f"{path}?{query.decode('ascii')}" if query else path
-
-
-def _add_context(headers: dict[str, str], address: str) -> None:
-    trace = current_context().trace
-    headers[REQUEST_ID_HEADER] = trace.request_id
-    headers[TRACEPARENT_HEADER] = trace.traceparent
-    headers[FORWARDED_FOR_HEADER] = address
 
 
 def _creation(headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Creation:
@@ -272,7 +258,7 @@ class _Answer:
         """Send an answer that came whole."""
         headers = response_headers(reply.headers)
         headers.append((b"content-length", b"%d" % len(reply.body)))
-        await self._start(reply.status, headers)
+        await self._send(self._head(reply.status, headers))
         await self._send({"type": "http.response.body", "body": reply.body})
 
     async def take(self, response: Response) -> None:
@@ -282,21 +268,21 @@ class _Answer:
         if length is not None and int(length) <= MAX_WHOLE_BYTES:
             self._rest = bytes(await response.bytes())
             return
-        await self._start(self._status, self._headers)
+        await self._send(self._head(self._status, self._headers))
         while chunk := await response.body_reader.read_chunk():
             await self._send({"type": "http.response.body", "body": bytes(chunk), "more_body": True})
 
     async def finish(self) -> None:
         """Send what is left."""
         if not self.begun:
-            await self._start(self._status, self._headers)
+            await self._send(self._head(self._status, self._headers))
         await self._send({"type": "http.response.body", "body": self._rest})
 
-    async def _start(self, status: int, headers: Extra) -> None:
+    def _head(self, status: int, headers: Extra) -> Message:
         self.begun = True
         if self._verdict is not None:
             headers += rate_limit_headers(self._verdict)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        return {"type": "http.response.start", "status": status, "headers": headers}
 
 
 class _HangUp:

@@ -97,7 +97,7 @@ async def test_the_strictest_of_several_limits_is_the_one_that_is_told(admission
     verdict = await several.admit("GET", b"/wallets", CLIENT)
     assert verdict is not None
     assert verdict.limit == 100
-    assert await several.admit_user(A_USER, CLIENT, verdict) == (True, 5, 4, 60, 0)
+    assert await several.admit_user(A_USER, CLIENT, verdict) == (True, 5, 4, 60)
 
 
 async def test_a_user_is_counted_across_addresses_only_when_that_is_set(admission: Admit) -> None:

@@ -174,10 +174,10 @@ async def test_a_lone_process_lets_exactly_the_limit_through_and_says_what_is_le
     verdicts = [await process.take(Limit("login", 3)) for _ in range(4)]
 
     assert verdicts == [
-        Verdict(allowed=True, limit=3, remaining=2, reset_seconds=60, retry_after_seconds=0),
-        Verdict(allowed=True, limit=3, remaining=1, reset_seconds=60, retry_after_seconds=0),
-        Verdict(allowed=True, limit=3, remaining=0, reset_seconds=60, retry_after_seconds=0),
-        Verdict(allowed=False, limit=3, remaining=0, reset_seconds=60, retry_after_seconds=60),
+        Verdict(allowed=True, limit=3, remaining=2, reset_seconds=60),
+        Verdict(allowed=True, limit=3, remaining=1, reset_seconds=60),
+        Verdict(allowed=True, limit=3, remaining=0, reset_seconds=60),
+        Verdict(allowed=False, limit=3, remaining=0, reset_seconds=60),
     ]
 
 
@@ -321,7 +321,7 @@ async def test_a_refused_key_passes_again_as_soon_as_it_was_told(make: Make, pat
     assert (await process.take(one)).allowed
     passed_at = time.monotonic()
     refused = await process.take(one)
-    assert (refused.allowed, refused.retry_after_seconds) == (False, 2)
+    assert (refused.allowed, refused.reset_seconds) == (False, 2)
 
     async def passes() -> bool:
         return (await process.take(one)).allowed
@@ -443,7 +443,7 @@ async def test_without_valkey_each_process_keeps_to_the_limit_and_remembers_it_a
         assert await process.passed(100, login) == 6
         refused = await process.take(login)
         assert (refused.allowed, refused.remaining) == (False, 0)
-        assert 0 < refused.retry_after_seconds <= 60
+        assert 0 < refused.reset_seconds <= 60
         assert await process.passed(200) == 100
 
         await valkey.start()
@@ -586,7 +586,7 @@ async def test_no_more_keys_are_remembered_than_allowed_with_and_without_valkey(
 
 
 def test_headers_tell_what_is_left_and_a_refusal_when_to_come_again() -> None:
-    verdict = Verdict(allowed=False, limit=100, remaining=0, reset_seconds=17, retry_after_seconds=17)
+    verdict = Verdict(allowed=False, limit=100, remaining=0, reset_seconds=17)
 
     assert rate_limit_headers(verdict) == [
         (b"ratelimit-limit", b"100"),
