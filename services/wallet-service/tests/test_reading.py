@@ -196,7 +196,7 @@ async def test_wallets_that_are_opened_at_the_same_moment_are_all_listed(
         assert {wallet["currency"] for wallet in listed} == set(currencies)
 
 
-async def test_a_posting_that_is_repeated_puts_right_what_redis_was_notwithout_ids(
+async def test_a_posting_that_is_repeated_puts_right_what_redis_was_not_told(
     client: httpx.AsyncClient, ledger: LedgerClient, open_wallet: OpenWallet, sandbox: Sandbox
 ) -> None:
     alice, bob = Person(), Person()
