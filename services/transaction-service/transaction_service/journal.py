@@ -1,5 +1,6 @@
 """The journal: what people asked for, what became of it, and what they were told, each in one commit."""
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from transaction_service.domain import (
 LEASE_SECONDS: Final = 25.0
 SWEEP_LIMIT: Final = 100
 MAX_BATCH: Final = 256
+WISHES_AT_ONCE: Final = 3
 LOOK_SECONDS: Final = 0.25  # for finding out which keys somebody keeps
 KEY_DAYS: Final = 30
 KEYS_AT_A_TIME: Final = 1000
@@ -65,6 +67,7 @@ class Journal:
         self._relay = relay
         self._batcher: Batcher[_Entry, _Written] = Batcher(self._write, max_size=MAX_BATCH)
         self._callers = _Callers()
+        self._wishes = asyncio.Semaphore(WISHES_AT_ONCE)
 
     @property
     def busy(self) -> bool:
@@ -104,9 +107,10 @@ class Journal:
     async def request_cancel(self, transaction_id: UUID) -> Transaction | None:
         """Note that its owner wants it stopped; None when it is no longer pending.
 
-        Many wishes for one transaction wait for each other, and so on no connection that batches need.
+        Wishes for one transaction wait for each other, longer than a batch does and on few of the connections that
+        reading needs.
         """
-        async with self._database.transaction() as session:
+        async with self._wishes, self._database.transaction() as session:
             return await queries.request_cancel(session, transaction_id, LEASE_SECONDS)
 
     async def statuses(self, transaction_ids: Sequence[UUID]) -> dict[UUID, Status]:

@@ -25,6 +25,9 @@ _COLUMNS: Final = (
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
 LOOK_LOCK_TIMEOUT_MS: Final = 1
+_NOW: Final = sa.func.clock_timestamp(
+    type_=sa.DateTime(timezone=True)
+)  # when the row is there, not when it was asked for
 
 
 _NO_METADATA: Final = "{}"
@@ -350,7 +353,7 @@ async def request_cancel(session: AsyncSession, transaction_id: UUID, lease_seco
         .values(
             cancel_requested=True,
             attempts=TransactionRow.attempts + 1,
-            next_attempt_at=sa.func.now() + timedelta(seconds=lease_seconds),
+            next_attempt_at=_NOW + timedelta(seconds=lease_seconds),
         )
         .returning(TransactionRow)
     )
