@@ -45,7 +45,7 @@ def request_headers(headers: RawHeaders) -> dict[str, str]:
     """Those of a request's headers that a service may see.
 
     Raises AppError: 400 where a header of a single value comes twice (two readers could choose differently). Control
-    characters have been refused by the server.
+    characters have been refused by the server's parser (llhttp).
     """
     passed: dict[str, str] = {}
     for raw_name, value in headers:

@@ -58,6 +58,6 @@ class Pool:
         return request.streamed_read_buffer_limit(MAX_WHOLE_BYTES).build_streamed()
 
 
-@lru_cache(maxsize=10_000)  # most requests have all their time left
+@lru_cache(maxsize=128)  # most requests have all their time left
 def _milliseconds(number: int) -> timedelta:
     return timedelta(milliseconds=number)

@@ -24,7 +24,7 @@ from api_gateway.pool import MAX_WHOLE_BYTES, Pool
 from api_gateway.routes import CREATE, METHODS, PUBLIC, STREAM, Route, find_route, is_own
 from shared.auth import ServiceTokens
 from shared.authentication import Authenticator
-from shared.errors import AppError
+from shared.errors import AppError, UnavailableError
 from shared.http.address import FORWARDED_FOR_HEADER, GATEWAY_TOKEN_HEADER
 from shared.http.bundle import Parcel, Reply
 from shared.http.context import (
@@ -36,6 +36,7 @@ from shared.http.context import (
 
 MAX_CONNECTIONS_PER_SERVICE: Final = 512
 SAFE_METHOD: Final = "GET"  # repeated once when the service broke off
+FAIR_PART: Final = 0.5  # of the time limit: a service that has less to answer in is not to blame
 RETRY_PAUSE_SECONDS: Final = (0.01, 0.05)
 
 _QUERY: Final = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:@/?%\[\]|{}]*")
@@ -122,27 +123,26 @@ class Forwarder:
         headers[REQUEST_ID_HEADER] = context.trace.request_id
         headers[TRACEPARENT_HEADER] = context.trace.traceparent
         headers[FORWARDED_FOR_HEADER] = address
-        timeout = min(self._timeout_seconds, context.deadline - time.monotonic())
+        now = time.monotonic()
+        ends_at = min(now + self._timeout_seconds, context.deadline)
         if (scope["method"], scope["raw_path"]) == CREATE and not scope["query_string"]:
-            reply = await self._creations.send(_creation(headers, body, timeout))
+            reply = await self._creations.send(_creation(headers, body, ends_at - now))
             if reply is not None:
                 await answer.give(reply)
                 return
         if scope["method"] != SAFE_METHOD:  # what changes something is on record with the caller's address
             headers[GATEWAY_TOKEN_HEADER] = f"Bearer {self._service_tokens.issue(route.service)}"
-        timeout_ms = int(timeout * 1000) if timeout > 0 else 0
-        headers[DEADLINE_HEADER] = str(timeout_ms)
         hung_up = False
         try:
             if scope["raw_path"].endswith(STREAM):
-                async with asyncio.timeout(timeout) as limit, _HangUp(receive, limit) as hang_up:
+                async with asyncio.timeout(ends_at - now) as limit, _HangUp(receive, limit) as hang_up:
                     try:
-                        await self._forward(route, scope, headers, body, answer, None, hang_up)
+                        await self._forward(route, scope, headers, body, answer, ends_at, hang_up)
                     finally:
                         hung_up = hang_up.happened
             else:
                 may_repeat = scope["method"] == SAFE_METHOD
-                await self._forward(route, scope, headers, body, answer, timeout_ms, may_repeat=may_repeat)
+                await self._forward(route, scope, headers, body, answer, ends_at, may_repeat=may_repeat)
         except FAILURES as failure:
             if hung_up:
                 return
@@ -156,17 +156,23 @@ class Forwarder:
         self,
         route: Route,
         scope: Scope,
-        headers: Mapping[str, str],
+        headers: dict[str, str],
         body: bytes,
         answer: "_Answer",
-        timeout_ms: int | None,
+        ends_at: float,
         hang_up: "_HangUp | None" = None,
         *,
         may_repeat: bool = False,
     ) -> None:
+        seconds = ends_at - time.monotonic()
+        if seconds <= 0:
+            raise UnavailableError
+        timeout_ms = int(seconds * 1000)
+        headers[DEADLINE_HEADER] = str(timeout_ms)
         breaker = self._breakers[route.service]
         attempt = breaker.begin()
-        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, timeout_ms)
+        limit_ms = timeout_ms if hang_up is None else None
+        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, limit_ms)
         try:
             async with request as response:
                 breaker.succeeded(attempt)
@@ -175,14 +181,17 @@ class Forwarder:
                 await answer.take(response)
             return
         except PyreqwestError as failure:
-            breaker.failed(attempt)
+            if isinstance(failure, TimeoutError) and seconds < self._timeout_seconds * FAIR_PART:
+                breaker.given_up(attempt)  # its own body has used up the time: that says nothing about the service
+            else:
+                breaker.failed(attempt)
             if not may_repeat or answer.begun or isinstance(failure, TimeoutError):
                 raise
         except asyncio.CancelledError:
             breaker.given_up(attempt)
             raise
         await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
-        await self._forward(route, scope, headers, body, answer, timeout_ms)
+        await self._forward(route, scope, headers, body, answer, ends_at)
 
 
 def _check_target(scope: Scope) -> None:

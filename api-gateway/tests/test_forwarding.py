@@ -8,9 +8,11 @@ import httpx
 import pytest
 
 from api_gateway.app import create_app
+from api_gateway.breaker import FAILURES_TO_OPEN
 from api_gateway.settings import GatewaySettings
 from api_gateway.testing import Received, Service, http_answer, json_answer, standing_in
 from shared.auth import ServiceTokens
+from shared.http import edge
 from shared.settings import DEVELOPMENT_SERVICE_SECRET
 from shared.testing.servers import in_process, serving
 from shared.testing.tokens import Person, service_headers
@@ -453,6 +455,34 @@ async def test_a_service_that_does_not_answer_in_time_is_a_504(
     assert 0 < int(received.header("x-deadline-ms") or 0) <= 200
     async with asyncio.timeout(LIMIT_SECONDS):
         await services["wallet-service"].hung_up.wait()
+
+
+@pytest.mark.parametrize("body_seconds", [0.15, 0.3], ids=["little-time-left", "no-time-left"])
+async def test_a_body_that_uses_up_its_time_is_not_the_services_fault(
+    client: httpx.AsyncClient, services: dict[str, Service], monkeypatch: pytest.MonkeyPatch, body_seconds: float
+) -> None:
+    monkeypatch.setattr(edge, "DEFAULT_DEADLINE_SECONDS", 0.2)
+    whole = asyncio.Event()
+
+    async def silence(_: Received, __: asyncio.StreamWriter) -> None:
+        await whole.wait()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(body_seconds)
+        yield b"}"
+
+    services["wallet-service"].answer = silence
+    headers = ALICE.headers | {"Content-Type": "application/json"}
+    late = await asyncio.gather(
+        *(client.post("/wallets/create", content=slowly(), headers=headers) for _ in range(2 * FAILURES_TO_OPEN))
+    )
+    whole.set()
+    services["wallet-service"].answer = json_answer({"ok": True})
+
+    assert {response.status_code for response in late} <= {503, 504}
+    assert {response.json()["code"] for response in late} <= {"unavailable", "service_unavailable", "gateway_timeout"}
+    assert (await client.get("/wallets", headers=ALICE.headers)).status_code == 200
 
 
 async def test_a_service_that_hangs_does_not_hold_up_the_others(

@@ -1,5 +1,6 @@
 """What is known about the request being handled, wherever the code is: its id, trace, address and deadline."""
 
+import random
 import re
 import time
 from contextvars import ContextVar
@@ -45,10 +46,9 @@ def enter_context(
     ip: str | None = None,
 ) -> RequestContext:
     """Begin a request's or a background job's context; what is missing or malformed is made anew."""
-    fresh = uuid7()
     trace = Trace(
-        request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(fresh),
-        traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _traceparent(fresh.hex),
+        request_id if request_id and _SANE_REQUEST_ID.fullmatch(request_id) else str(uuid7()),
+        traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else _new_traceparent(),
         ip,
     )
     context = RequestContext(trace, time.monotonic() + seconds)
@@ -66,9 +66,9 @@ def seconds_left() -> float:
     return current_context().deadline - time.monotonic()
 
 
-def _traceparent(trace_id: str) -> str:
-    """Where a trace begins: the last half of a UUIDv7 is random and never zero, and so is good for the first span."""
-    return f"00-{trace_id}-{trace_id[16:]}-01"
+def _new_traceparent() -> str:
+    trace_id = f"{random.getrandbits(128):032x}"
+    return f"00-{trace_id}-{trace_id[16:]}-01"  # of its first span, any number will do
 
 
 def peek_request_id() -> str | None:

@@ -46,8 +46,8 @@ class Edge:
     """Pure ASGI middleware (a BaseHTTPMiddleware costs as much as the endpoint behind it).
 
     `scope["has_body"]` tells the application whether a body comes, before it waits for one. `headers`, their names in
-    lower case, are those of every answer that does not have them already. With `tokens`, by
-    which the gateway proves itself, the context of what may change something has the caller's address.
+    lower case, are those of every answer that does not have them already. With `tokens`, by which the gateway proves
+    itself, the context of what may change something has the caller's address.
     """
 
     def __init__(

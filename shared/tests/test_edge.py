@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.http.app import create_api, health_router, strict_router
-from shared.http.context import current_context
+from shared.http.context import DEFAULT_DEADLINE_SECONDS, current_context, seconds_left
 from shared.http.wire import SINGLE_LINE, AmountIn
 from shared.logs import configure_logging
 from shared.testing.problems import text_without_ids
@@ -61,6 +61,10 @@ def note_app(checks: dict[str, Any] | None = None, **options: Any) -> tuple[Fast
     @router.get("/notes/{note_id}")
     async def read(note_id: UUID, limit: int = 10) -> dict[str, str]:
         return {"id": str(note_id), "limit": str(limit)}
+
+    @router.get("/left")
+    async def left() -> float:
+        return seconds_left()
 
     @router.get("/broken")
     async def fail() -> None:
@@ -239,7 +243,18 @@ async def test_a_body_that_does_not_arrive_in_time_is_a_408_and_the_connection_e
     assert notes == []
 
 
-# ---------------------------------------------------------------------------------------------------- request ids
+# ------------------------------------------------------------------------------------------ deadlines, request ids
+
+
+@pytest.mark.parametrize(
+    ("given", "most"), [("500", 0.5), ("999999", DEFAULT_DEADLINE_SECONDS), ("soon", DEFAULT_DEADLINE_SECONDS)]
+)
+async def test_a_callers_deadline_counts_and_is_never_further_than_ours(
+    client: httpx.AsyncClient, given: str, most: float
+) -> None:
+    left = (await client.get("/left", headers={"X-Deadline-Ms": given})).json()
+
+    assert 0 < left <= most
 
 
 @pytest.mark.parametrize("given", ["rent-2026-11", "0190b6a0-7c1e-7000-8000-000000000000", "a" * 64, "A_b.c-12"])
