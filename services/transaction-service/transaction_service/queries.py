@@ -25,9 +25,8 @@ _COLUMNS: Final = (
 )
 _RETURNED: Final = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
 LOOK_LOCK_TIMEOUT_MS: Final = 1
-_NOW: Final = sa.func.clock_timestamp(
-    type_=sa.DateTime(timezone=True)
-)  # when the row is there, not when it was asked for
+# When the row is there, which may be long after the transaction began.
+_NOW: Final = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
 
 
 _NO_METADATA: Final = "{}"
