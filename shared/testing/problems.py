@@ -19,5 +19,5 @@ def text_without_ids(problem: httpx.Response) -> str:
     text = problem.text
     for name, value in problem.json().items():
         if name in _IDS:
-            text = text.replace(json.dumps(value), "null")
+            text = text.replace(json.dumps(value), '""')
     return text
