@@ -38,7 +38,7 @@ class Admission:
         self._exact[LOGIN] = (*login, *self._limits_for(*LOGIN))
         self._exact |= {(method, path): () for method in (*METHODS, "HEAD", "OPTIONS") for path in HEALTH}
         self._user = _limits(("user", settings.rate_limit_user_per_minute))
-        self.limits_users = bool(self._user)
+        self.limits_users = bool(self._user)  # otherwise admit_user has nothing to count
 
     def admit(self, method: str, raw_path: bytes, address: str) -> Awaitable[Verdict | None]:
         """The strictest verdict on a request from this address, None when nothing is counted.

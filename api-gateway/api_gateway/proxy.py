@@ -88,7 +88,7 @@ class Forwarder:
                 await self._app(scope, receive, _with(verdict, send))
                 return
             scope["route"] = route
-            _check_target(scope)
+            _check_request_line(scope)
             if (scope["method"], scope["raw_path"]) not in PUBLIC:
                 authorization = headers.get("Authorization", "")
                 caller = self._callers.recognise(authorization) or await self._callers.authenticate(authorization)
@@ -194,7 +194,7 @@ class Forwarder:
         await self._forward(route, scope, headers, body, answer, ends_at)
 
 
-def _check_target(scope: Scope) -> None:
+def _check_request_line(scope: Scope) -> None:
     if scope["method"] not in METHODS:
         raise AppError(
             "method_not_allowed", 405, "Method Not Allowed.", headers={"Allow": ", ".join(sorted(METHODS))}
