@@ -49,8 +49,6 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await forwarding.open()
-        await asking.open()
         try:
             async with following(callers):
                 yield
@@ -58,8 +56,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             await creations.close()
             await limiter.close()
             await redis.aclose()
-            await forwarding.close()
-            await asking.close()
+            forwarding.close()
+            asking.close()
 
     def forwarding_what_is_theirs(app: ASGIApp) -> ASGIApp:
         return Forwarder(

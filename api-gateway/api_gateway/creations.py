@@ -20,6 +20,7 @@ MAX_CALLS: Final = 4
 MAX_WEIGHT: Final = 256  # of one call, in which a request weighs 1, and 1 more for each 2 KB of it
 MAX_WAITING: Final = 2048
 WEIGHED_BYTES: Final = 2048
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 MIN_SECONDS: Final = 1.0  # a request that has less time left is not begun any more
 
 
@@ -74,20 +75,19 @@ class Creations:
 
     async def _replies(self, creations: Sequence[Creation], timeout_seconds: float) -> bundle.Replies:
         trace = current_context().trace
-        timeout_ms = int(timeout_seconds * 1000)
         headers = {
             "Content-Type": bundle.MEDIA_TYPE,
             "Authorization": f"Bearer {self._tokens.issue(SERVICE)}",
             REQUEST_ID_HEADER: trace.request_id,
             TRACEPARENT_HEADER: trace.traceparent,
-            DEADLINE_HEADER: str(timeout_ms),
+            DEADLINE_HEADER: str(int(timeout_seconds * 1000)),
         }
         body = bundle.write_parcels([creation.parcel for creation in creations])
         attempt = self._breaker.begin()
         try:
-            async with self._pool.request(SERVICE, "POST", PATH, headers, body, timeout_ms) as response:
+            with await self._pool.send(SERVICE, "POST", PATH, headers, body, seconds=timeout_seconds) as response:
                 self._breaker.succeeded(attempt)
-                answer = bytes(await response.bytes())
+                answer = await response.whole(MAX_ANSWER_BYTES)
         except FAILURES as failure:
             self._breaker.failed(attempt)
             raise problem_of(failure) from failure

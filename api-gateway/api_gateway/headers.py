@@ -21,24 +21,23 @@ _REQUEST: Final = {
     )
 }
 _REPEATABLE: Final = frozenset({"Accept", "Accept-Language"})
-_RESPONSE: Final = {
-    name: name.encode()
-    for name in (
-        "allow",
-        "cache-control",
-        "content-disposition",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "idempotent-replayed",
-        "location",
-        "ratelimit-limit",
-        "ratelimit-remaining",
-        "ratelimit-reset",
-        "retry-after",
-        "www-authenticate",
-    )
-}
+_RESPONSE: Final = frozenset(
+    {
+        b"allow",
+        b"cache-control",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"idempotent-replayed",
+        b"location",
+        b"ratelimit-limit",
+        b"ratelimit-remaining",
+        b"ratelimit-reset",
+        b"retry-after",
+        b"www-authenticate",
+    }
+)
 
 
 def request_headers(headers: RawHeaders) -> dict[str, str]:
@@ -63,6 +62,6 @@ def request_headers(headers: RawHeaders) -> dict[str, str]:
     return passed
 
 
-def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """Those of a service's headers that a caller may see."""
-    return [(_RESPONSE[name], value.encode("latin-1", "replace")) for name, value in headers if name in _RESPONSE]
+    return [header for header in headers if header[0] in _RESPONSE]

@@ -1,63 +1,139 @@
 """Connections to the services."""
 
-from collections.abc import Mapping
-from datetime import timedelta
-from functools import lru_cache
-from typing import Final
+import asyncio
+import ssl
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakSet
 
-from pyreqwest.client import Client
-from pyreqwest.request import StreamRequest
+from api_gateway.connection import Connection, NoConnectionInTimeError, NotSentError, Response
 
-from shared.http.client import plain_client
+CONNECT_SECONDS: Final = 2.0  # and so long it is waited for one that is free
+IDLE_SECONDS: Final = 30.0  # less than the 65 s after which a service closes an idle connection
 
-MAX_WHOLE_BYTES: Final = 256 * 1024
+T = TypeVar("T")
+
+_CONTROLS: Final = bytes({*range(32), 127} - {ord("\t")})
+_BODILESS: Final = frozenset({"GET", "DELETE"})
 
 
 class Pool:
-    """At most `max_connections` to each service, so that one that hangs takes none from the others.
-
-    `open()` and `close()` belong to the lifespan.
-    """
+    """At most `max_connections` to each service, so that one that hangs takes none from the others."""
 
     def __init__(self, urls: Mapping[str, str], max_connections: int) -> None:
         self.services = tuple(urls)
-        self._urls = dict(urls)
-        self._max_connections = max_connections
-        self._clients: dict[str, Client] = {}
+        self._services = {service: _Service(url, max_connections) for service, url in urls.items()}
 
-    async def open(self) -> None:
-        """Make the clients; they connect when they are used."""
-        # A caller who does not say what program it is has none.
-        self._clients = {service: plain_client(self._max_connections, user_agent="") for service in self.services}
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close all connections."""
-        for client in self._clients.values():
-            await client.close()
+        for service in self._services.values():
+            service.close()
 
-    def request(
+    def send(
         self,
         service: str,
         method: str,
         target: str,
         headers: Mapping[str, str],
         body: bytes = b"",
-        timeout_ms: int | None = None,
-    ) -> StreamRequest:
-        """A request as it is: `target` is path and query, encoded already. Enter it to send it and have the answer.
+        *,
+        seconds: float,
+    ) -> Coroutine[Any, Any, Response]:
+        """Send a request as it is and return its answer's head, with the body of a short one.
 
-        An answer of up to 256 KB has come whole by then. `timeout_ms` bounds everything up to the answer's end,
-        also when nobody waits for it any more. Without it, the answer is an endless one and comes as it is sent.
+        `target` is path and query, encoded already; `seconds` is the time until the answer has come whole. Raises
+        NotSentError, BrokenOffError and TimeoutError. Cancelled, it takes the request's connection with it.
         """
-        request = self._clients[service].request(method, self._urls[service] + target).headers(headers)
-        if body:
-            request = request.body_bytes(body)
-        if timeout_ms is None:
-            return request.streamed_read_buffer_limit(0).build_streamed()
-        request = request.timeout(_milliseconds(timeout_ms))
-        return request.streamed_read_buffer_limit(MAX_WHOLE_BYTES).build_streamed()
+        return self._services[service].send(method, target, headers, body, seconds)
 
 
-@lru_cache(maxsize=128)  # most requests have all their time left
-def _milliseconds(number: int) -> timedelta:
-    return timedelta(milliseconds=number)
+class _Service:
+    """One service's connections; of those that are idle, the one that was used last goes first."""
+
+    def __init__(self, url: str, max_connections: int) -> None:
+        parts = urlsplit(url)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._path = parts.path
+        self._protocol_and_host = f"HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}"
+        self._slots = asyncio.Semaphore(max_connections)  # for requests under way
+        self._idle: list[Connection] = []
+        self._open: WeakSet[Connection] = WeakSet()
+
+    def close(self) -> None:
+        for connection in list(self._open):
+            connection.abort()
+
+    async def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, seconds: float
+    ) -> Response:
+        request = self._request(method, target, headers, body)
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + seconds
+        if self._slots.locked():
+            await _in_time(self._slots.acquire(), seconds)
+        else:
+            await self._slots.acquire()
+        try:
+            connection = self._take_idle(clock()) or await self._connect(ends_at - clock())
+        except BaseException:
+            self._slots.release()
+            raise
+        response = connection.send(request, ends_at - clock())
+        try:
+            await response.begun()
+        except asyncio.CancelledError:
+            response.give_up()
+            raise
+        return response
+
+    def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        lines = [f"{method} {self._path}{target} {self._protocol_and_host}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body or method not in _BODILESS:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join(lines).encode()
+        # Nothing but the breaks between the lines, of which the first one has one inside: no line brings another.
+        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines):
+            raise ValueError("a control character in the head of a request")
+        return b"%b\r\n\r\n%b" % (head, body)
+
+    def _take_idle(self, now: float) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and now - connection.idle_since < IDLE_SECONDS:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, seconds: float) -> Connection:
+        connecting = asyncio.get_running_loop().create_connection(
+            lambda: Connection(self._freed, self._lost), self._host, self._port, ssl=self._tls
+        )
+        _, connection = await _in_time(connecting, seconds)
+        if not connection.usable:
+            raise NotSentError("closed as soon as it was made")
+        self._open.add(connection)
+        return connection
+
+    def _freed(self, connection: Connection) -> None:
+        self._slots.release()
+        if connection.usable:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+
+    def _lost(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+
+async def _in_time(coming: Coroutine[Any, Any, T], seconds: float) -> T:
+    try:
+        async with asyncio.timeout(min(seconds, CONNECT_SECONDS)):
+            return await coming
+    except TimeoutError:
+        raise NoConnectionInTimeError("no connection in time") from None
+    except OSError as error:
+        raise NotSentError(str(error)) from error

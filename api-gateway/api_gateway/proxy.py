@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
 
-from pyreqwest.exceptions import PyreqwestError
-from pyreqwest.response import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_gateway.addresses import ClientAddresses
 from api_gateway.admission import Admission
 from api_gateway.breaker import Breaker
+from api_gateway.connection import Response
 from api_gateway.creations import Creation, Creations
 from api_gateway.failures import FAILURES, problem_of
 from api_gateway.headers import request_headers, response_headers
 from api_gateway.limits import Verdict, rate_limit_headers
-from api_gateway.pool import MAX_WHOLE_BYTES, Pool
+from api_gateway.pool import Pool
 from api_gateway.routes import CREATE, METHODS, PUBLIC, STREAM, Route, find_route, is_own
 from shared.auth import ServiceTokens
 from shared.authentication import Authenticator
@@ -135,18 +134,17 @@ class Forwarder:
         hung_up = False
         try:
             if scope["raw_path"].endswith(STREAM):
-                async with asyncio.timeout(ends_at - now) as limit, _HangUp(receive, limit) as hang_up:
+                async with asyncio.timeout(None) as limit, _HangUp(receive, limit) as hang_up:
                     try:
-                        await self._forward(route, scope, headers, body, answer, ends_at, hang_up)
+                        await self._forward(route, scope, headers, body, answer, ends_at)
                     finally:
                         hung_up = hang_up.happened
             else:
-                may_repeat = scope["method"] == SAFE_METHOD
-                await self._forward(route, scope, headers, body, answer, ends_at, may_repeat=may_repeat)
+                await self._forward(route, scope, headers, body, answer, ends_at)
         except FAILURES as failure:
             if hung_up:
                 return
-            _log.warning("%s: %s", route.service, type(failure).__name__)
+            _log.warning("%s: %s: %s", route.service, type(failure).__name__, failure)
             if answer.begun:
                 return  # what is missing is seen by the caller: the server ends the connection
             raise problem_of(failure) from None
@@ -160,38 +158,37 @@ class Forwarder:
         body: bytes,
         answer: "_Answer",
         ends_at: float,
-        hang_up: "_HangUp | None" = None,
         *,
-        may_repeat: bool = False,
+        again: bool = False,
     ) -> None:
         seconds = ends_at - time.monotonic()
         if seconds <= 0:
             raise UnavailableError
-        timeout_ms = int(seconds * 1000)
-        headers[DEADLINE_HEADER] = str(timeout_ms)
+        headers[DEADLINE_HEADER] = str(int(seconds * 1000))
         breaker = self._breakers[route.service]
         attempt = breaker.begin()
-        limit_ms = timeout_ms if hang_up is None else None
-        request = self._pool.request(route.service, scope["method"], _target(scope), headers, body, limit_ms)
+        method: str = scope["method"]
         try:
-            async with request as response:
+            with await self._pool.send(
+                route.service, method, _target(scope), headers, body, seconds=seconds
+            ) as response:
                 breaker.succeeded(attempt)
-                if hang_up is not None and _is_event_stream(response):
-                    hang_up.watch_without_limit()
+                if scope["raw_path"].endswith(STREAM) and _is_event_stream(response):
+                    response.lift_limit()
                 await answer.take(response)
             return
-        except PyreqwestError as failure:
+        except FAILURES as failure:
             if isinstance(failure, TimeoutError) and seconds < self._timeout_seconds * FAIR_PART:
                 breaker.given_up(attempt)  # its own body has used up the time: that says nothing about the service
             else:
                 breaker.failed(attempt)
-            if not may_repeat or answer.begun or isinstance(failure, TimeoutError):
+            if again or method != SAFE_METHOD or answer.begun or isinstance(failure, TimeoutError):
                 raise
         except asyncio.CancelledError:
             breaker.given_up(attempt)
             raise
         await asyncio.sleep(random.uniform(*RETRY_PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
-        await self._forward(route, scope, headers, body, answer, ends_at)
+        await self._forward(route, scope, headers, body, answer, ends_at, again=True)
 
 
 def _check_request_line(scope: Scope) -> None:
@@ -249,7 +246,7 @@ def _with(verdict: Verdict | None, send: Send) -> Send:
 
 def _is_event_stream(response: Response) -> bool:
     """True for server-sent events, which have no total time limit."""
-    return (response.get_header("content-type") or "").startswith("text/event-stream")
+    return response.header(b"content-type").startswith(b"text/event-stream")
 
 
 class _Answer:
@@ -265,21 +262,20 @@ class _Answer:
 
     async def give(self, reply: Reply) -> None:
         """Send an answer that came whole."""
-        headers = response_headers(reply.headers)
+        headers = response_headers((name.encode(), value.encode()) for name, value in reply.headers)
         headers.append((b"content-length", b"%d" % len(reply.body)))
         await self._send(self._head(reply.status, headers))
         await self._send({"type": "http.response.body", "body": reply.body})
 
     async def take(self, response: Response) -> None:
         """Read the answer to its end; may raise whatever breaks, with nothing sent of a small one."""
-        self._status, self._headers = response.status, response_headers(response.headers.items())
-        length = response.get_header("content-length")
-        if length is not None and int(length) <= MAX_WHOLE_BYTES:
-            self._rest = bytes(await response.bytes())
+        self._status, self._headers = response.status, response_headers(response.headers)
+        if response.complete:
+            self._rest = await response.read()
             return
         await self._send(self._head(self._status, self._headers))
-        while chunk := await response.body_reader.read_chunk():
-            await self._send({"type": "http.response.body", "body": bytes(chunk), "more_body": True})
+        while chunk := await response.read():
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self) -> None:
         """Send what is left."""
@@ -310,10 +306,6 @@ class _HangUp:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watching.cancel()
-
-    def watch_without_limit(self) -> None:
-        """From now on only the caller ends it."""
-        self._limit.reschedule(None)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,16 @@ class Service:
             self._open.discard(writer)
             writer.close()
 
+    @property
+    def open_connections(self) -> int:
+        """How many there are now."""
+        return len(self._open)
+
+    def say(self, data: bytes) -> None:
+        """Send this to whoever is connected, unasked."""
+        for writer in self._open:
+            writer.write(data)
+
     def drop(self) -> None:
         """End all connections."""
         for writer in list(self._open):
@@ -93,11 +104,11 @@ async def _read_request(reader: asyncio.StreamReader) -> Received:
 
 
 @asynccontextmanager
-async def standing_in() -> AsyncIterator[Service]:
+async def standing_in(tls: ssl.SSLContext | None = None) -> AsyncIterator[Service]:
     """A service on a free port for the length of the block."""
     service = Service()
-    server = await asyncio.start_server(service.talk, "127.0.0.1", 0)
-    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(service.talk, "127.0.0.1", 0, ssl=tls)
+    service.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield service
     finally:

@@ -66,12 +66,11 @@ async def test_a_service_that_does_not_answer_is_down_and_holds_up_nobody(
     services["user-service"].answer = silence
     services["wallet-service"].answer = garbage
     pool = Pool(settings.service_urls(), 4)
-    await pool.open()
     try:
         async with asyncio.timeout(2):
             found = await Health(pool, timeout_seconds=0.2).get()
     finally:
-        await pool.close()
+        pool.close()
 
     assert found.status == "down"
     assert {name: health.status for name, health in found.services.items()} == {
