@@ -14,7 +14,6 @@ IDLE_SECONDS: Final = 30.0  # less than the 65 s after which a service closes an
 
 T = TypeVar("T")
 
-_CONTROLS: Final = bytes({*range(32), 127} - {ord("\t")})
 _BODILESS: Final = frozenset({"GET", "DELETE"})
 
 
@@ -57,7 +56,7 @@ class _Service:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
         self._path = parts.path
-        self._protocol_and_host = f"HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}"
+        self._host_line = f"Host: {parts.netloc.rpartition('@')[2]}"
         self._slots = asyncio.Semaphore(max_connections)  # for requests under way
         self._idle: list[Connection] = []
         self._open: WeakSet[Connection] = WeakSet()
@@ -90,15 +89,14 @@ class _Service:
         return response
 
     def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
-        lines = [f"{method} {self._path}{target} {self._protocol_and_host}"]
+        lines = [f"{method} {self._path}{target} HTTP/1.1", self._host_line]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body or method not in _BODILESS:
             lines.append(f"Content-Length: {len(body)}")
-        head = "\r\n".join(lines).encode()
-        # Nothing but the breaks between the lines, of which the first one has one inside: no line brings another.
-        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines):
+        text = "".join(lines)
+        if "\r" in text or "\n" in text or "\0" in text:  # a line would bring another one
             raise ValueError("a control character in the head of a request")
-        return b"%b\r\n\r\n%b" % (head, body)
+        return "\r\n".join((*lines, "", "")).encode() + body
 
     def _take_idle(self, now: float) -> Connection | None:
         while self._idle:

@@ -67,7 +67,7 @@ def seconds_left() -> float:
 
 
 def _new_traceparent() -> str:
-    trace_id = f"{random.getrandbits(128):032x}"
+    trace_id = random.getrandbits(128).to_bytes(16, "big").hex()
     return f"00-{trace_id}-{trace_id[16:]}-01"  # of its first span, any number will do
 
 

@@ -3,7 +3,7 @@
 python tests/load/gateway_bench.py
 python tests/load/gateway_bench.py --memory      # and what a million requests leave in its memory
 
-Both are served by the same server on CPU 0; the service behind them, the load and Valkey have CPU 1.
+All are served by the same server on CPU 0; the service behind them, the load and Valkey have CPU 1.
 """
 
 import argparse
@@ -44,14 +44,19 @@ RATIO_WANTED = 0.6
 MEMORY_BUDGET_BYTES = 120_000_000
 GROWTH_BUDGET_BYTES = 3_000_000  # in the second half of the requests
 MILLION = 1_000_000
-GATEWAY, BARE = "gateway", "bare forward"
+GATEWAY, BARE, BARE_POOL = "gateway", "bare forward", "bare, own client"
+FORWARDERS = {
+    GATEWAY: ROOT / services.GATEWAY.folder,
+    BARE: ROOT / "tests/load/bare",
+    BARE_POOL: ROOT / "tests/load/bare_pool",
+}
 
 SETTINGS = {"RATE_LIMIT_PER_MINUTE": "10000000", "ENV_FILE": "", "LOG_LEVEL": "WARNING"}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Two that forward to the same stand-in, by their names, and who calls them."""
+    """Those that forward to the same stand-in, by their names, and who calls them."""
 
     forwarders: Mapping[str, Process]
     behind: Worker
@@ -97,13 +102,15 @@ def run(options: argparse.Namespace) -> bool:
         asked = place.behind.ask(backend.QUESTIONS)
         turns = _turns(place, options.rounds, options.seconds)
         questions = place.behind.ask(backend.QUESTIONS) - asked
-        own, bare = sorted(zip(turns[GATEWAY], turns[BARE], strict=True), key=_ratio)[options.rounds // 2]
-        _print({GATEWAY: own, BARE: bare})
+        own, bare = _middle_pair(turns, BARE)
+        _, bare_pool = _middle_pair(turns, BARE_POOL)
+        _print({GATEWAY: own, BARE: bare, BARE_POOL: bare_pool})
         errors = sum(turn.driven.errors for each in turns.values() for turn in each)
         ratio = _ratio((own, bare))
         print(f"errors: {errors}; questions about sessions: {questions} (0 wanted)")
         print(f"gateway: {own.per_cpu_second:,.0f} requests per second of its core ({RATE_WANTED:,} wanted)")
-        print(f"gateway : bare forward = {ratio:.2f} ({RATIO_WANTED} wanted)\n")
+        print(f"gateway : bare forward = {ratio:.2f} ({RATIO_WANTED} wanted)")
+        print(f"gateway : {BARE_POOL} = {_ratio(_middle_pair(turns, BARE_POOL)):.2f}\n")
         if options.profile:
             with profiling.profiled(GATEWAY, place.forwarders[GATEWAY].pid, PROFILE_SECONDS):
                 place.drive(GATEWAY, PROFILE_SECONDS)
@@ -124,6 +131,12 @@ def _turns(place: Place, rounds: int, seconds: float) -> dict[str, list[Turn]]:
             own, *others = (cpu_seconds_of(pid) - begun for pid, begun in zip(pids, before, strict=True))
             turns[name].append(Turn(driven, own, sum(others)))
     return turns
+
+
+def _middle_pair(turns: Mapping[str, Sequence[Turn]], other: str) -> tuple[Turn, Turn]:
+    """Of the turns of the gateway and of another, the pair with the middle one of all ratios."""
+    pairs = sorted(zip(turns[GATEWAY], turns[other], strict=True), key=_ratio)
+    return pairs[len(pairs) // 2]
 
 
 def _ratio(pair: tuple[Turn, Turn]) -> float:
@@ -186,9 +199,9 @@ def _place(connections: int) -> Iterator[Place]:
                 url = f"http://127.0.0.1:{behind.ask(backend.PORT)}"
                 urls = {f"{each.name.upper().replace('-', '_')}_URL": url for each in services.SERVICES}
                 told = {**os.environ, **redis, **urls, **SETTINGS, "BARE_FORWARD_URL": url}
-                for name, directory in ((GATEWAY, ROOT / services.GATEWAY.folder), (BARE, ROOT / "tests/load/bare")):
+                for name, directory in FORWARDERS.items():
                     started.append(_served(stack.directory, name, directory, told))
-                forwarders = dict(zip((GATEWAY, BARE), started, strict=True))
+                forwarders = dict(zip(FORWARDERS, started, strict=True))
                 yield Place(forwarders, behind, load, _requests(), connections)
         finally:
             for process in started:
