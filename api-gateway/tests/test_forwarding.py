@@ -434,6 +434,32 @@ async def test_a_service_that_was_gone_answers_again_when_it_is_back(
     assert (await client.get("/wallets", headers=ALICE.headers)).status_code == 200
 
 
+async def test_a_get_that_broke_off_is_sent_once_more_with_what_is_left_of_its_time(
+    client: httpx.AsyncClient, services: dict[str, Service]
+) -> None:
+    async def break_off(_: Received, writer: asyncio.StreamWriter) -> None:
+        services["wallet-service"].answer = json_answer({"ok": True})
+        await asyncio.sleep(0.2)
+        writer.close()
+
+    services["wallet-service"].answer = break_off
+
+    assert (await client.get("/wallets", headers=ALICE.headers)).json() == {"ok": True}
+
+    first, second = (int(received.header("x-deadline-ms") or 0) for received in services["wallet-service"].requests)
+    assert second <= first - 200
+
+
+async def test_a_get_that_breaks_off_twice_is_a_502(client: httpx.AsyncClient, services: dict[str, Service]) -> None:
+    async def break_off(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    services["wallet-service"].answer = break_off
+
+    assert_problem(await client.get("/wallets", headers=ALICE.headers), 502, "bad_gateway")
+    assert requests_at(services) == {"wallet-service": 2}
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"], ids=["silent", "half-a-body"]
 )

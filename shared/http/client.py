@@ -24,6 +24,7 @@ from shared.http.context import (
 
 MAX_CONNECTIONS: Final = 32
 CALL_TIMEOUT_SECONDS: Final = 5.0
+USER_AGENT: Final = "payment-system"
 CONNECT_TIMEOUT: Final = timedelta(seconds=2)
 KEEP_ALIVE: Final = timedelta(seconds=30)  # less than the 65 s after which a service closes an idle connection
 
@@ -31,7 +32,7 @@ _BODY_AT_FAULT: Final = frozenset({400, 413, 415, 422})
 _CONFLICT: Final = 409
 
 
-def plain_client(max_connections: int, user_agent: str = "payment-system") -> Client:
+def plain_client(max_connections: int) -> Client:
     """An HTTP/1.1 client that does what it is told: no redirects, no decompression, no proxies, no cookies."""
     builder = (
         ClientBuilder()
@@ -47,7 +48,7 @@ def plain_client(max_connections: int, user_agent: str = "payment-system") -> Cl
         .zstd(False)
         .deflate(False)
         .no_proxy()
-        .user_agent(user_agent)
+        .user_agent(USER_AGENT)
     )
     with _patient_threads():
         return builder.build()
