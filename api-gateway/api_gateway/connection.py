@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection to a service. What comes back is parsed by llhttp, as what callers send is."""
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, cast
@@ -196,6 +197,7 @@ class Connection(asyncio.Protocol):
         self._free = free
         self._lost = lost
         self._transport = cast("asyncio.Transport", None)  # until it is made
+        self._arrivals: Any = None
         self._response: Response | None = None  # that is under way
         self._paused = False
 
@@ -203,6 +205,13 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request can be sent."""
         return self._response is None and not self._transport.is_closing()
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come since it is idle, not even what the event loop has not looked at yet.
+
+        It would be the end of the connection, after which a request is lost, or an answer that nobody asked for.
+        """
+        return self._arrivals is None or not self._arrivals.poll(0)
 
     def send(self, request: bytes, seconds: float) -> Response:
         """Send a request, whose answer has to come whole in this time."""
@@ -231,6 +240,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if hasattr(select, "poll"):  # Windows has none
+            self._arrivals = select.poll()
+            self._arrivals.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._response is not None:

@@ -101,7 +101,7 @@ class _Service:
     def _take_idle(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since < IDLE_SECONDS:
+            if connection.usable and now - connection.idle_since < IDLE_SECONDS and connection.is_quiet():
                 return connection
             connection.abort()
         return None

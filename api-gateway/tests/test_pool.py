@@ -2,8 +2,11 @@
 
 import asyncio
 import datetime as dt
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -248,6 +251,39 @@ async def test_what_comes_without_being_asked_for_is_nobodys_answer(pool: Pool, 
     await eventually(gone)
     assert await fetch(pool) == (200, b"ok")
     assert service.connections == 2
+
+
+@pytest.mark.parametrize("said", [b"", http_answer("200 OK", b"forged")], ids=["its-end", "an-answer"])
+async def test_what_came_while_the_event_loop_was_busy_counts_before_a_request_is_sent(said: bytes) -> None:
+    busy, over = threading.Event(), threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        first, _ = server.accept()
+        with first:
+            first.recv(65_536)
+            first.sendall(OK)
+            busy.wait(SECONDS)
+            if said:
+                first.sendall(said)
+            else:
+                first.shutdown(socket.SHUT_RDWR)
+            over.set()
+            second, _ = server.accept()
+            with second:
+                second.recv(65_536)
+                second.sendall(OK)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
+        server.settimeout(SECONDS)
+        serving = thread.submit(serve, server)
+        with pool_of(f"http://127.0.0.1:{server.getsockname()[1]}") as pool:
+            assert await fetch(pool) == (200, b"ok")
+            busy.set()
+            over.wait(SECONDS)  # meanwhile the event loop looks at nothing
+
+            with await pool.send(NAME, "POST", "/", {}, b"x", seconds=SECONDS) as response:
+                assert (response.status, await response.read()) == (200, b"ok")
+        serving.result()
 
 
 async def test_a_request_whose_caller_is_cancelled_ends_its_connection_and_frees_its_place(service: Service) -> None:
