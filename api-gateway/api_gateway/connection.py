@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, cast
@@ -10,7 +11,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 256 * 1024  # an answer of up to this length is awaited whole
-MAX_UNREAD_BYTES: Final = 256 * 1024  # of a longer one, before the service has to wait
+MAX_UNREAD_BYTES: Final = MAX_WHOLE_BYTES  # of a longer one, before the service has to wait
+KEEP_ALIVE_SECONDS: Final = 15  # after so much silence a host is asked whether it is still there
 
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
@@ -124,15 +126,15 @@ class Response:
 
     def feed(self, data: bytes) -> None:
         """Take what the connection has received."""
-        self._head_bytes += len(data)
+        self._head_bytes += len(data)  # of what is no body, since there was one
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self.reusable = False  # where a whole answer was followed by more
-            self.fail(BrokenOffError(f"no HTTP: {error}"))
+            self.fail(BrokenOffError(f"no HTTP: {error.__context__ or error}"))
         else:
-            if not self.status and self._head_bytes > MAX_HEAD_BYTES:
-                self.fail(BrokenOffError("a head without an end"))
+            if not self.complete and self._head_bytes > MAX_HEAD_BYTES:
+                self.fail(BrokenOffError("a head, or what follows a body, without an end"))
 
     def fail(self, failure: Exception) -> None:
         """It will not come whole."""
@@ -175,6 +177,9 @@ class Response:
             self._wake()
 
     def on_body(self, body: bytes) -> None:
+        if not self.status:
+            raise ValueError("an informational answer with a body")
+        self._head_bytes = 0
         self._chunks.append(body)
         self.unread_bytes += len(body)
         if not self._whole:
@@ -240,9 +245,17 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        connected = transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # macOS has none
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)
         if hasattr(select, "poll"):  # Windows has none
             self._arrivals = select.poll()
-            self._arrivals.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+            self._arrivals.register(connected.fileno(), select.POLLIN)
+        if transport.get_extra_info("sslcontext") is not None:
+            # uvloop forgets what is not yet decrypted when the service closes: no more of it than can be helped.
+            cast("Any", transport).set_read_buffer_limits(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._response is not None:

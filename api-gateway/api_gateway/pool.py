@@ -1,7 +1,9 @@
 """Connections to the services."""
 
 import asyncio
+import socket
 import ssl
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -48,7 +50,7 @@ class Pool:
 
 
 class _Service:
-    """One service's connections; of those that are idle, the one that was used last goes first."""
+    """One service's connections."""
 
     def __init__(self, url: str, max_connections: int) -> None:
         parts = urlsplit(url)
@@ -58,7 +60,8 @@ class _Service:
         self._path = parts.path
         self._host_line = f"Host: {parts.netloc.rpartition('@')[2]}"
         self._slots = asyncio.Semaphore(max_connections)  # for requests under way
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()  # the one that was used last is the last one
+        self._looking_up: asyncio.Future[Any] | None = None
         self._open: WeakSet[Connection] = WeakSet()
 
     def close(self) -> None:
@@ -72,11 +75,13 @@ class _Service:
         clock = asyncio.get_running_loop().time
         ends_at = clock() + seconds
         if self._slots.locked():
-            await _in_time(self._slots.acquire(), seconds)
+            await _in_time(self._slots.acquire(), min(seconds, CONNECT_SECONDS))
         else:
             await self._slots.acquire()
         try:
             connection = self._take_idle(clock()) or await self._connect(ends_at - clock())
+            if ends_at <= clock():
+                raise NoConnectionInTimeError("no time left")
         except BaseException:
             self._slots.release()
             raise
@@ -107,20 +112,58 @@ class _Service:
         return None
 
     async def _connect(self, seconds: float) -> Connection:
+        """A new connection, to the first of the service's addresses that takes it."""
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + min(seconds, CONNECT_SECONDS)
+        addresses = await _in_time(self._look_up(), ends_at - clock())
+        failure = NotSentError("no address")
+        while addresses:
+            address = addresses.pop(0)
+            try:
+                return await self._connect_to(address, (ends_at - clock()) / (1 + len(addresses)))
+            except NotSentError as error:
+                failure = error
+        raise failure
+
+    async def _connect_to(self, address: tuple[str, int], seconds: float) -> Connection:
         connecting = asyncio.get_running_loop().create_connection(
-            lambda: Connection(self._freed, self._lost), self._host, self._port, ssl=self._tls
+            lambda: Connection(self._freed, self._lost),
+            *address,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
         )
         _, connection = await _in_time(connecting, seconds)
-        if not connection.usable:
+        if not (connection.usable and connection.is_quiet()):
+            connection.abort()
             raise NotSentError("closed as soon as it was made")
         self._open.add(connection)
         return connection
 
+    async def _look_up(self) -> list[tuple[str, int]]:
+        """The service's addresses.
+
+        Whoever wants them meanwhile waits for the same look-up. One that hangs takes one of the few threads for all
+        look-ups of the process, and not each of them.
+        """
+        if self._looking_up is None:
+            looking_up = asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._looking_up = asyncio.ensure_future(looking_up)
+            self._looking_up.add_done_callback(self._looked_up)
+        return [address[:2] for *_, address in await asyncio.shield(self._looking_up)]
+
+    def _looked_up(self, looking_up: "asyncio.Future[Any]") -> None:
+        self._looking_up = None
+        if not looking_up.cancelled():
+            looking_up.exception()  # seen, whether or not somebody still waits
+
     def _freed(self, connection: Connection) -> None:
         self._slots.release()
+        now = asyncio.get_running_loop().time()
         if connection.usable:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = now
             self._idle.append(connection)
+        while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
+            self._idle.popleft().abort()
 
     def _lost(self, connection: Connection) -> None:
         if connection in self._idle:
@@ -129,9 +172,9 @@ class _Service:
 
 async def _in_time(coming: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
-        async with asyncio.timeout(min(seconds, CONNECT_SECONDS)):
+        async with asyncio.timeout(seconds):
             return await coming
     except TimeoutError:
         raise NoConnectionInTimeError("no connection in time") from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be no host's
         raise NotSentError(str(error)) from error

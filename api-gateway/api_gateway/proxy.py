@@ -291,7 +291,7 @@ class _Answer:
 
 
 class _HangUp:
-    """Ends a time limit early when the caller hangs up."""
+    """Ends a block, by its time limit, when the caller hangs up."""
 
     def __init__(self, receive: Receive, limit: asyncio.Timeout) -> None:
         self.happened = False
@@ -311,5 +311,4 @@ class _HangUp:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.happened = True
-        if not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
+        self._limit.reschedule(asyncio.get_running_loop().time())

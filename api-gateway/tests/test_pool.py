@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -143,6 +144,8 @@ async def test_headers_are_in_lower_case_in_their_order_and_trailers_are_none(po
         b"HTTP/1.1 700 What\r\nContent-Length: 2\r\n\r\nab",
         b"HTTP/2 200 OK\r\nContent-Length: 2\r\n\r\nab",
         CHUNKED + b"zz\r\n",
+        CHUNKED + b"1\r\na\r\n0\r\n" + b"X: a\r\n" * (MAX_HEAD_BYTES // 2),
+        b"HTTP/1.1 104 Upload Resumption\r\nContent-Length: 2\r\n\r\nab" + OK,
         b"HTTP/1.1 200 OK\r\n" + b"X: " + b"a" * MAX_HEAD_BYTES,
         b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * (MAX_HEAD_BYTES // 6 + 1),
         b"hello\r\n\r\n",
@@ -289,7 +292,7 @@ async def test_what_came_while_the_event_loop_was_busy_counts_before_a_request_i
 async def test_a_request_whose_caller_is_cancelled_ends_its_connection_and_frees_its_place(service: Service) -> None:
     service.answer = silence
     with pool_of(service.url, max_connections=1) as pool:
-        waiting = asyncio.create_task(get(pool, "/watched"))
+        waiting = asyncio.create_task(get(pool, "/watched", seconds=60))
         await eventually(lambda: arrived(service, 1))
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -304,7 +307,7 @@ async def test_a_request_whose_caller_is_cancelled_ends_its_connection_and_frees
 async def test_who_leaves_before_the_end_ends_the_connection(pool: Pool, service: Service) -> None:
     sends(service, CHUNKED + b"2\r\nab\r\n")
 
-    with await get(pool, "/watched") as response:
+    with await get(pool, "/watched", seconds=60) as response:
         assert await response.read() == b"ab"
 
     async with asyncio.timeout(SECONDS):
@@ -402,15 +405,65 @@ async def test_without_its_limit_an_answer_lasts(pool: Pool, service: Service) -
         assert await response.whole(2) == b"ab"
 
 
-async def test_a_service_that_cannot_be_reached_was_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_cannot_be_reached_was_sent_nothing() -> None:
     async with standing_in() as gone:
         url = gone.url
-    with pool_of(url) as pool, pytest.raises(NotSentError):
+    with pool_of(url, max_connections=1) as pool:
+        for _ in range(3):
+            with pytest.raises(NotSentError) as failure:
+                await fetch(pool)
+            assert not isinstance(failure.value, TimeoutError)
+
+
+@pytest.mark.parametrize("host", ["..", "x" * 64 + ".test"])
+async def test_a_name_that_can_be_no_hosts_is_not_reached(host: str) -> None:
+    with pool_of(f"http://{host}") as pool, pytest.raises(NotSentError):
         await fetch(pool)
 
-    monkeypatch.setattr(pool_module, "CONNECT_SECONDS", 0.2)
-    with pool_of("http://192.0.2.1:9") as pool, pytest.raises(NotSentError):  # nobody is there, nor says so
+
+async def test_addresses_are_looked_up_once_for_all_who_wait_and_tried_in_turn(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sends(service, OK)
+    port = int(service.url.rpartition(":")[2])
+    looked_up: list[str] = []
+    found = asyncio.Event()
+
+    async def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        looked_up.append(host)
+        await found.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    with pool_of(f"http://wallets.test:{port}") as pool:
+        monkeypatch.setattr(pool_module, "CONNECT_SECONDS", 0.2)
+        with pytest.raises(NoConnectionInTimeError):
+            await fetch(pool)
+        monkeypatch.setattr(pool_module, "CONNECT_SECONDS", SECONDS)
+        waiting = [asyncio.create_task(fetch(pool)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        waiting.pop().cancel()
+        found.set()
+
+        assert await asyncio.gather(*waiting) == [(200, b"ok")] * 4
+    assert looked_up == ["wallets.test"]
+
+
+async def test_closing_a_pool_ends_its_connections(service: Service) -> None:
+    async def gone() -> bool:
+        return not service.open_connections
+
+    service.answer = silence
+    with pool_of(service.url) as pool:
+        waiting = asyncio.create_task(get(pool, "/watched", seconds=60))
+        await eventually(lambda: arrived(service, 1))
+    with pytest.raises(BrokenOffError):
+        await waiting
+    sends(service, OK)
+    with pool_of(service.url) as pool:
         await fetch(pool)
+        assert service.open_connections == 1
+    await eventually(gone)
 
 
 # ----------------------------------------------------------------------------------------------------------- requests
