@@ -3,7 +3,6 @@
 import asyncio
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, cast
 
@@ -62,7 +61,7 @@ class Response:
         self._parser: Any = HttpResponseParser(self)
         self._head_bytes = 0
         self._whole = False
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] = loop.create_future()
         self._limit = loop.call_later(seconds, self.fail, TimeoutError())
@@ -95,12 +94,10 @@ class Response:
         Raises as `begun`.
         """
         while not self._chunks and not self.complete:
-            self._waiter = asyncio.get_running_loop().create_future()
             if self._failure is None:
-                await self._waiter
-            if self._failure is not None:
-                raise self._failure
-        body = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+                self._waiter = asyncio.get_running_loop().create_future()
+            await self.begun()
+        body = b"".join(self._chunks)  # copies nothing where there is one
         self._chunks.clear()
         self.unread_bytes = 0
         self._connection.go_on(self)

@@ -103,14 +103,14 @@ def run(options: argparse.Namespace) -> bool:
         turns = _turns(place, options.rounds, options.seconds)
         questions = place.behind.ask(backend.QUESTIONS) - asked
         own, bare = _middle_pair(turns, BARE)
-        _, bare_pool = _middle_pair(turns, BARE_POOL)
-        _print({GATEWAY: own, BARE: bare, BARE_POOL: bare_pool})
+        beside_own_client = _middle_pair(turns, BARE_POOL)
+        _print({GATEWAY: own, BARE: bare, BARE_POOL: beside_own_client[1]})
         errors = sum(turn.driven.errors for each in turns.values() for turn in each)
         ratio = _ratio((own, bare))
         print(f"errors: {errors}; questions about sessions: {questions} (0 wanted)")
         print(f"gateway: {own.per_cpu_second:,.0f} requests per second of its core ({RATE_WANTED:,} wanted)")
         print(f"gateway : bare forward = {ratio:.2f} ({RATIO_WANTED} wanted)")
-        print(f"gateway : {BARE_POOL} = {_ratio(_middle_pair(turns, BARE_POOL)):.2f}\n")
+        print(f"gateway : {BARE_POOL} = {_ratio(beside_own_client):.2f}\n")
         if options.profile:
             with profiling.profiled(GATEWAY, place.forwarders[GATEWAY].pid, PROFILE_SECONDS):
                 place.drive(GATEWAY, PROFILE_SECONDS)
