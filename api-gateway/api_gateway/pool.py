@@ -79,9 +79,9 @@ class _Service:
         else:
             await self._slots.acquire()
         try:
-            connection = self._take_idle(clock()) or await self._connect(ends_at - clock())
             if ends_at <= clock():
                 raise NoConnectionInTimeError("no time left")
+            connection = self._take_idle(clock()) or await self._connect(ends_at - clock())
         except BaseException:
             self._slots.release()
             raise

@@ -392,6 +392,19 @@ async def test_the_time_is_over_for_the_whole_answer(pool: Pool, service: Servic
         await service.hung_up.wait()
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+async def test_without_time_nothing_is_sent_and_the_connection_is_kept(
+    pool: Pool, service: Service, seconds: float
+) -> None:
+    sends(service, OK)
+    await fetch(pool)
+    with pytest.raises(NoConnectionInTimeError):
+        await get(pool, seconds=seconds)
+
+    assert await fetch(pool) == (200, b"ok")
+    assert (len(service.requests), service.connections) == (2, 1)
+
+
 async def test_without_its_limit_an_answer_lasts(pool: Pool, service: Service) -> None:
     async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED + b"1\r\na\r\n")
